@@ -1,0 +1,113 @@
+#!/usr/bin/env python3
+"""Trains a network on a list of images: `python train.py --data cfg/voc.data --cfg cfg/yolov4-voc.cfg`."""
+
+import argparse
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+from yolov4.cfg import read_data
+from yolov4.runs import new_run_folder, one_line_errors, run_folder, run_settings
+from yolov4.settings import Settings
+
+CFG, DATA, WEIGHTS = "cfg/yolov4-voc.cfg", "cfg/voc.data", "pretrain/yolov4.conv.137"
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=f"Trains with Darknet's loss. Without flags: {CFG} on {DATA} from {WEIGHTS}. "
+        "The cfg rules where no flag is given."
+    )
+    parser.add_argument("--data", default=DATA, help="Darknet's .data file (default %(default)s)")
+    parser.add_argument("--cfg", help=f"the network and its recipe (default {CFG})")
+    parser.add_argument("--weights", help=f".weights to start from, partial or whole (default: {WEIGHTS} without --cfg, "
+                        "else fresh weights)")  # fmt: skip
+    parser.add_argument(
+        "--clear", action="store_true", help="start at iteration 0 whatever the weights have seen"
+    )
+    parser.add_argument("--name", help="the run's folder in --runs (default: the cfg's name)")
+    parser.add_argument("--runs", default="runs", help="where runs are kept (default %(default)s)")
+    parser.add_argument(
+        "--resume", nargs="?", const="", metavar="RUN", help="go on with a run (default: the newest)"
+    )
+    parser.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the best there is)")
+    parser.add_argument("--batch", type=int, help="images of one update, over all processes")
+    parser.add_argument(
+        "--subdivisions", type=int, help="mini-batches an update is cut into: more need less memory"
+    )
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--max-batches", type=int, help="iterations")
+    length.add_argument("--epochs", type=float, help="the same, in passes over the images")
+    parser.add_argument("--learning-rate", type=float)
+    parser.add_argument("--policy", help="constant, steps, poly, sgdr, onecycle, ...")
+    parser.add_argument("--width", type=int, help="of the network input, pixels")
+    parser.add_argument("--height", type=int)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--workers", type=int, help="processes that prepare images (default: a core each, 8 at most)"
+    )
+    parser.add_argument("--amp", choices=("off", "bf16", "fp16"), default="off", help="mixed precision")
+    parser.add_argument("--ema", type=float, nargs="?", const=0.9999, default=0.0, metavar="DECAY",
+                        help="keep a running average of the weights (default decay %(const)s)")  # fmt: skip
+    parser.add_argument("--eval-every", type=int, help="iterations between evaluations, 0: only at the end "
+                        "(default: as Darknet, 4 epochs, at least 100 iterations)")  # fmt: skip
+    parser.add_argument(
+        "--save-every", type=int, default=100, help="iterations between checkpoints (default 100)"
+    )
+    return parser.parse_args()
+
+
+def prepared(arguments: argparse.Namespace) -> Settings:
+    """Settings of a new run; says what is missing and which commands bring it."""
+    cfg = arguments.cfg or CFG
+    weights = arguments.weights or (None if arguments.cfg else WEIGHTS)
+    data = read_data(arguments.data)
+    if "train" not in data or "names" not in data:
+        raise ValueError(
+            f"{arguments.data}: has no {'names' if 'train' in data else 'train'}, expected train and names"
+        )
+    missing = []
+    if arguments.data == DATA and not Path(data["train"]).exists():
+        missing.append(f"{data['train']} is missing: download VOC 2007 and 2012 (VOCdevkit), then "
+                       "`python data/voc0712/voc_label.py VOCDEVKIT`")  # fmt: skip
+    if weights == WEIGHTS and not Path(weights).exists():
+        missing.append(f"{weights} is missing: `curl -L -o {weights} "
+                       "https://github.com/AlexeyAB/darknet/releases/download/yolov4/yolov4.conv.137`")  # fmt: skip
+    if missing:
+        raise ValueError("\n".join(missing))
+    from_flags = {f.name: getattr(arguments, f.name) for f in fields(Settings) if hasattr(arguments, f.name)}
+    from_data = {key: data.get(key) for key in ("train", "valid", "names", "difficult")}
+    return Settings(
+        **from_flags | from_data | {"cfg": cfg, "weights": weights, "workers": workers(arguments.workers)}
+    )
+
+
+def workers(asked: int | None) -> int:
+    import os
+
+    return min(8, os.cpu_count() or 1) if asked is None else asked
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    with one_line_errors("train.py"):
+        if arguments.resume is not None:
+            folder = run_folder(arguments.runs, arguments.resume or arguments.name)
+            settings = Settings(**run_settings(folder))
+        else:
+            settings = prepared(arguments)
+            folder = new_run_folder(arguments.runs, arguments.name or Path(settings.cfg).stem)
+        from yolov4.training import Training  # after the checks: torch takes seconds to import
+        from yolov4.updates import NonFiniteLoss
+
+        try:
+            Training(settings, folder, resume=arguments.resume is not None).run()
+        except NonFiniteLoss as error:
+            raise ValueError(f"{error}; {folder}/last.pt, if there, is from before") from None
+        print(
+            f"{folder}: chart.png, results.csv, {folder.name}_last.weights, {folder.name}_best.weights, last.pt"
+        )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

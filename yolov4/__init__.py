@@ -1,0 +1,20 @@
+"""YOLOv4 in PyTorch, exact to Darknet: its networks, its loss, its detections, its files.
+Every name is imported where it is first used, so that `import yolov4` costs nothing."""
+
+import importlib
+
+_HOME = {
+    "Darknet": "model", "load_weights": "weights", "save_weights": "weights", "decode": "decode",
+    "detections_from_logits": "decode", "Decoded": "decode", "Detections": "decode", "DarknetLoss": "loss",
+    "learning_rate": "schedule", "Detector": "predict", "evaluate": "evaluation", "augment": "augment",
+    "read_cfg": "cfg", "parse_cfg": "cfg", "format_cfg": "cfg",
+}  # fmt: skip
+__all__ = list(_HOME)
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"module 'yolov4' has no attribute {name!r}")
+    module = importlib.import_module(f"yolov4.{_HOME[name]}")
+    return module if name == _HOME[name] else getattr(module, name)

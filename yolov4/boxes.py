@@ -1,0 +1,127 @@
+"""IoU of every kind and non-maximum suppression of every kind, as Darknet computes them.
+Source: Darknet's src/box.c; GIoU arXiv:1902.09630, DIoU and CIoU arXiv:1911.08287."""
+
+import math
+
+import torch
+from torch import Tensor
+from torchvision.ops import box_convert
+
+BLOCK = 512  # boxes that nms compares at once: memory grows with boxes * BLOCK
+
+
+def box_iou(a: Tensor, b: Tensor, kind: str = "iou", exponent: float = 0.6) -> Tensor:
+    """IoU of boxes that broadcast: a, b (..., 4), both cxcywh in one unit.  Returns (...).
+
+    iou in [0, 1]; giou, ciou in [-1, 1]; diou is IoU - (d^2 / c^2)^exponent, with d the distance of the centres and c
+    the diagonal of the enclosing box.  DIoU and CIoU change under unequal scaling: Darknet uses relative boxes.
+    """
+    half_a, half_b = a[..., 2:] / 2, b[..., 2:] / 2
+    low_a, high_a, low_b, high_b = a[..., :2] - half_a, a[..., :2] + half_a, b[..., :2] - half_b, b[..., :2] + half_b
+    intersection = (torch.minimum(high_a, high_b) - torch.maximum(low_a, low_b)).clamp(min=0).prod(-1)
+    union = a[..., 2:].prod(-1) + b[..., 2:].prod(-1) - intersection
+    iou = torch.where(intersection > 0, intersection / union, 0.0)
+    if kind == "iou":
+        return iou
+    enclosing = torch.maximum(high_a, high_b) - torch.minimum(low_a, low_b)
+    if kind == "giou":
+        area = enclosing.prod(-1)
+        return torch.where(area > 0, iou - (area - union) / area, iou)
+    diagonal = enclosing.square().sum(-1)
+    distance = (a[..., :2] - b[..., :2]).square().sum(-1) / diagonal
+    if kind == "diou":
+        return torch.where(diagonal > 0, iou - distance.pow(exponent), iou)
+    difference = torch.atan(b[..., 2] / b[..., 3]) - torch.atan(a[..., 2] / a[..., 3])
+    aspect = 4 / math.pi**2 * difference.square()
+    return torch.where(diagonal > 0, iou - distance - aspect * aspect / (1 - iou + aspect + 1e-6), iou)
+
+
+def iou_gradient(boxes: Tensor, truths: Tensor, kind: str) -> Tensor:
+    """Darknet's gradient of an IoU with respect to boxes, pair by pair: both (n, 4) cxcywh relative -> (n, 4) dx, dy, dw, dh.
+
+    Written by hand there and kept as it is: w, h are not halved, the DIoU part has another sign on w, h, and where the
+    boxes are apart the IoU part is left out.  It is not what autograd gives.
+    """
+    size = boxes[:, 2:]
+    low, high = boxes[:, :2] - size / 2, boxes[:, :2] + size / 2  # (left, top), (right, bottom)
+    truth_low, truth_high = truths[:, :2] - truths[:, 2:] / 2, truths[:, :2] + truths[:, 2:] / 2
+    sides = torch.minimum(high, truth_high) - torch.maximum(low, truth_low)  # of the intersection, or of the gap, negative
+    intersection = sides.prod(1, keepdim=True)
+    union = size.prod(1, keepdim=True) + truths[:, 2:].prod(1, keepdim=True) - intersection
+    apart = (sides <= 0).any(1, keepdim=True)
+    enclosing = torch.maximum(high, truth_high) - torch.minimum(low, truth_low)
+    reach_low, reach_high = (low < truth_low).float(), (high > truth_high).float()  # edges that make up the enclosing box
+
+    # moving an edge changes an area by the length of that edge, which is the other side
+    d_intersection = torch.stack((-(low > truth_low).float(), (high < truth_high).float())) * sides.flip(1)
+    d_union = torch.stack((-size.flip(1), size.flip(1))) - d_intersection  # (2, n, 2): low edges, high edges
+    edges = (union * d_intersection - intersection * d_union) / union.square()
+    edges = torch.where(union > 0, edges, 0.0)
+    if kind == "giou":
+        area = enclosing.prod(1, keepdim=True)
+        d_area = torch.stack((-reach_low, reach_high)) * enclosing.flip(1)
+        outside = (area * d_union - union * d_area) / area.square()
+        edges = torch.where(apart, outside, edges + outside)
+    gradient = torch.cat((edges[0] + edges[1], edges[1] - edges[0]), 1)
+    if kind not in ("diou", "ciou"):
+        return gradient
+
+    diagonal = enclosing.square().sum(1, keepdim=True)
+    offset = truths[:, :2] - boxes[:, :2]
+    distance = offset.square().sum(1, keepdim=True)
+    d_position = 2 * offset * diagonal - 2 * enclosing * (reach_high - reach_low) * distance
+    d_size = enclosing * (reach_high + reach_low) * distance
+    extra = torch.cat((d_position, d_size), 1) / diagonal.square()
+    if kind == "ciou":
+        angle = torch.atan(truths[:, 2:3] / truths[:, 3:]) - torch.atan(size[:, :1] / size[:, 1:])
+        aspect = 4 / math.pi**2 * angle.square()
+        alpha = aspect / (1 - intersection / union + aspect + 1e-6)
+        extra[:, 2:] += alpha * 8 / math.pi**2 * angle * size.flip(1) * size.new_tensor((1.0, -1.0))
+    return torch.where(apart, extra, gradient + extra)
+
+
+def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
+    """(..., 4) cxcywh -> xyxy"""
+    return box_convert(boxes, "cxcywh", "xyxy")
+
+
+def nms(
+    boxes: Tensor, scores: Tensor, labels: Tensor, thresh: float, kind: str = "default", beta: float = 0.6
+) -> Tensor:
+    """Greedy suppression within each class, in the order of scores.
+
+    boxes (n, 4) cxcywh relative, scores (n,), labels (n,).  A box goes if a better one that stays overlaps it by more
+    than thresh: IoU (default), IoU - (d^2 / c^2)^0.6 (greedynms), IoU - (d^2 / c^2)^beta (diounms).
+    Returns the indices (k,) of what stays, by falling score.
+    """
+    iou_kind, exponent = {"default": ("iou", 0.6), "greedynms": ("diou", 0.6), "diounms": ("diou", beta)}[kind]
+    order = scores.argsort(descending=True, stable=True)
+    order = order[labels[order].argsort(stable=True)]  # by class, and by falling score within it
+    boxes, labels = boxes[order], labels[order]
+    keep = torch.ones(len(order), dtype=torch.bool, device=boxes.device)
+    for start in range(0, len(order), BLOCK):
+        block = slice(start, start + BLOCK)
+        # only the first class of a block can have boxes in earlier blocks
+        earlier = (keep[:start] & (labels[:start] == labels[start])).nonzero()[:, 0]
+        if len(earlier):
+            overlap = box_iou(boxes[earlier][:, None], boxes[block][None], iou_kind, exponent) > thresh
+            keep[block] &= ~(overlap & (labels[block] == labels[start])).any(0)
+        keep[block] = _greedy(boxes[block], labels[block], keep[block], thresh, iou_kind, exponent)
+    kept = order[keep]
+    return kept[scores[kept].argsort(descending=True, stable=True)]
+
+
+def _greedy(boxes: Tensor, labels: Tensor, candidates: Tensor, thresh: float, kind: str, exponent: float) -> Tensor:
+    """Which of the candidates stay, all in the order of their scores.
+
+    "Stays unless a better one that stays overlaps it" has one solution; repeating it from any start reaches it after
+    as many rounds as the longest chain of suppressions, a few in practice.
+    """
+    overlap = box_iou(boxes[:, None], boxes[None], kind, exponent) > thresh
+    suppresses = (overlap & (labels[:, None] == labels[None])).triu(1)  # (n, n): row suppresses column
+    keep = candidates
+    while True:
+        following = candidates & ~(suppresses & keep[:, None]).any(0)
+        if torch.equal(following, keep):
+            return keep
+        keep = following

@@ -1,0 +1,294 @@
+"""Darknet's .cfg as typed sections, read and written; .data and .names files.
+Source: Darknet's src/parser.c and src/option_list.c; names and defaults of the fields are Darknet's keys."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Literal, NamedTuple, get_args, get_origin, get_type_hints
+
+Activation = Literal[
+    "logistic", "linear", "leaky", "mish", "swish", "relu", "relu6", "elu", "selu", "gelu", "tanh", "hard_mish"
+]  # fmt: skip
+IouKind = Literal["iou", "giou", "diou", "ciou"]
+Anchors = tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """One [section]; `lines` maps a key (or "" for the header) to its line in the file, 0 if there is none."""
+
+    lines: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def kind(self) -> str:
+        return type(self).__name__.lower()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Net(Section):
+    batch: int = 1  # images of one update
+    subdivisions: int = 1  # mini-batches the batch is cut into
+    width: int = 0
+    height: int = 0
+    channels: int = 3
+    momentum: float = 0.9
+    decay: float = 0.0001
+    saturation: float = 1.0
+    exposure: float = 1.0
+    hue: float = 0.0
+    flip: bool = True
+    blur: int = 0
+    gaussian_noise: int = 0
+    mixup: int = 0
+    mosaic: bool = False
+    mosaic_bound: bool = False
+    letter_box: bool = False
+    learning_rate: float = 0.001
+    learning_rate_min: float = 0.00001
+    burn_in: int = 0
+    power: float = 4.0
+    max_batches: int = 0
+    policy: Literal["constant", "step", "steps", "exp", "poly", "sig", "sigmoid", "sgdr", "onecycle"] = "constant"
+    steps: tuple[int, ...] = ()
+    scales: tuple[float, ...] = ()
+    step: int = 1
+    scale: float = 1.0
+    gamma: float = 1.0
+    sgdr_cycle: int = 0  # 0: max_batches
+    sgdr_mult: int = 2
+    final_fraction: float = 0.01  # of policy=onecycle, which Darknet does not have
+    resize_step: int = 32
+    ema_alpha: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Convolutional(Section):
+    batch_normalize: bool = False
+    filters: int = 1
+    size: int = 1
+    groups: int = 1
+    dilation: int = 1
+    stride: int = 1
+    pad: bool = False  # padding = size // 2
+    padding: int = 0
+    activation: Activation = "logistic"
+    stopbackward: int = 0  # no gradient for this layer and all before it in the first iterations
+
+
+@dataclass(frozen=True, kw_only=True)
+class Maxpool(Section):
+    size: int = 0  # 0: stride
+    stride: int = 1
+    padding: int = -1  # of both sides together; -1: size - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Route(Section):
+    layers: tuple[int, ...]
+    groups: int = 1
+    group_id: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shortcut(Section):
+    from_: tuple[int, ...]  # the key is `from`
+    activation: Activation = "linear"
+    weights_type: Literal["none", "per_feature", "per_layer", "per_channel"] = "none"
+    weights_normalization: Literal["none", "relu", "avg_relu", "softmax"] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Upsample(Section):
+    stride: int = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropout(Section):
+    probability: float = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Yolo(Section):
+    mask: tuple[int, ...] = ()  # empty: all anchors
+    anchors: Anchors
+    classes: int = 20
+    num: int = 1
+    jitter: float = 0.2
+    resize: float = 1.0
+    random: float = 0.0
+    ignore_thresh: float = 0.5
+    truth_thresh: float = 1.0
+    iou_thresh: float = 1.0
+    iou_thresh_kind: IouKind = "iou"
+    iou_loss: Literal["mse", "iou", "giou", "diou", "ciou"] = "mse"
+    iou_normalizer: float = 0.75
+    obj_normalizer: float = 1.0
+    cls_normalizer: float = 1.0
+    max_delta: float = float("inf")
+    label_smooth_eps: float = 0.0
+    objectness_smooth: bool = False
+    focal_loss: bool = False
+    counters_per_class: tuple[float, ...] = ()
+    scale_x_y: float = 1.0
+    new_coords: bool = False
+    nms_kind: Literal["default", "greedynms", "diounms"] = "default"
+    beta_nms: float = 0.6
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head(Yolo):
+    """A [yolo] in its place in a network: `anchors` (A, 2) are those of its mask, in pixels of the network input."""
+
+    all_anchors: Anchors  # (N, 2)
+    index: int  # of the layer, counted from 0 after [net]
+    stride: int  # pixels of the network input a cell
+
+
+class Network(NamedTuple):
+    """What a .cfg says: [net], then the layers in order, and the file's name for messages."""
+
+    net: Net
+    sections: tuple[Section, ...]
+    name: str = "cfg"
+
+
+KINDS = {c.__name__.lower(): c for c in (Net, Convolutional, Maxpool, Route, Shortcut, Upsample, Dropout, Yolo)}
+
+# Keys that are written even where they hold the default: other readers have other defaults.
+ALWAYS_WRITTEN = {
+    "batch", "subdivisions", "width", "height", "channels", "momentum", "decay", "learning_rate", "max_batches", "policy",
+    "filters", "size", "stride", "pad", "activation", "classes", "num", "ignore_thresh", "truth_thresh", "random",
+}  # fmt: skip
+
+# Keys of upstream files that change nothing here, with the reason.
+WITHOUT_EFFECT = {
+    "net": {
+        "angle": "only classifiers rotate", "aspect": "only classifiers", "max_crop": "only classifiers",
+        "min_crop": "only classifiers", "label_smooth_eps": "detectors take the key of [yolo]",
+        "inputs": "follows from width, height, channels", "seq_scales": "only for recurrent networks",
+        "time_steps": "only for recurrent networks", "max_chart_loss": "the chart scales itself",
+        "optimized_memory": "memory of Darknet's GPU build", "use_cuda_graph": "Darknet's GPU build",
+        "workspace_size_limit_mb": "memory of Darknet's GPU build", "loss_scale": "see --amp",
+    },
+    "convolutional": {"flipped": "only old classifiers"},
+    "yolo": {
+        "max": "every truth of an image counts", "show_details": "what Darknet prints",
+        "bias_match": "only [region]", "rescore": "only [region]", "softmax": "only [region]",
+        "absolute": "only [region]", "thresh": "only [region]", "coords": "always 4",
+    },
+}  # fmt: skip
+
+
+def parse_cfg(text: str, name: str = "cfg") -> Network:
+    """Text of a .cfg -> typed sections.  `name` stands in messages.
+    Raises ValueError `name:line: ...` for what is not supported, mistyped or not a value of its key."""
+    found: list[tuple[str, int, dict[str, tuple[str, int]]]] = []
+    for number, raw in enumerate(text.splitlines(), 1):
+        line = raw.split("#")[0].split(";")[0].strip()
+        if line.startswith("["):
+            found.append((line.strip("[]").strip().lower(), number, {}))
+        elif "=" in line and found:
+            key, value = (part.strip() for part in line.split("=", 1))
+            found[-1][2].setdefault(key.lower(), (value, number))  # the first of two counts, as in Darknet
+        elif line:
+            raise ValueError(f"{name}:{number}: found {line[:40]!r}, expected [section] or key=value")
+    if not found or found[0][0] not in ("net", "network"):
+        raise ValueError(f"{name}: starts with [{found[0][0] if found else ''}], expected [net]: not a Darknet .cfg")
+    net, *sections = (_section(*each, name) for each in [("net", *found[0][1:]), *found[1:]])
+    if net.policy == "steps" and len(net.steps) != len(net.scales):
+        line = net.lines.get("steps", net.lines[""])
+        raise ValueError(f"{name}:{line}: {len(net.steps)} steps and {len(net.scales)} scales, expected as many")
+    return Network(net, tuple(sections), name)
+
+
+def read_cfg(path: str | Path) -> Network:
+    """Reads a .cfg file; see `parse_cfg`."""
+    try:
+        return parse_cfg(Path(path).read_text(encoding="utf-8"), str(path))
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: is not text, expected a Darknet .cfg") from None
+
+
+def format_cfg(net: Net, sections: tuple[Section, ...]) -> str:
+    """Typed sections -> text of a .cfg that `parse_cfg` reads back to equal sections."""
+    return "\n\n".join(_format_section(section) for section in (net, *sections)) + "\n"
+
+
+def read_data(path: str | Path) -> dict[str, str]:
+    """Reads a .data file.  Paths in train, valid, difficult, names, backup are resolved against the file's folder
+    where they exist there, as users move such folders; else they stay relative to the current one, as in Darknet."""
+    path, options = Path(path), {}
+    for number, raw in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        line = raw.split("#")[0].strip()
+        if line and "=" not in line:
+            raise ValueError(f"{path}:{number}: found {line!r}, expected key = value")
+        if line:
+            key, value = (part.strip() for part in line.split("=", 1))
+            options[key] = value
+    for key in {"train", "valid", "difficult", "names", "backup"} & options.keys():
+        value = options[key].replace("\\", "/")
+        options[key] = str(path.parent / value) if (path.parent / value).exists() else value
+    return options
+
+
+def read_names(path: str | Path) -> list[str]:
+    """Class names, one a line."""
+    return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+
+
+def _section(kind: str, line: int, options: dict[str, tuple[str, int]], name: str) -> Section:
+    if kind not in KINDS:
+        raise ValueError(f"{name}:{line}: [{kind}] is not supported, expected one of {', '.join(KINDS)}")
+    hints = {key.rstrip("_"): hint for key, hint in get_type_hints(KINDS[kind]).items() if key != "lines"}
+    values, lines = {}, {"": line}
+    for key, (value, number) in options.items():
+        lines[key] = number
+        if key in hints:
+            try:
+                values["from_" if key == "from" else key] = _value(value, hints[key])
+            except ValueError as error:
+                raise ValueError(f"{name}:{number}: [{kind}] {key}={value}, expected {error}") from None
+        elif key not in WITHOUT_EFFECT.get(kind, ()):
+            close = difflib.get_close_matches(key, [*hints, *WITHOUT_EFFECT.get(kind, ())], 1)
+            hint = f", did you mean {close[0]}?" if close else ""
+            raise ValueError(f"{name}:{number}: [{kind}] key {key} is not supported{hint}")
+    missing = [f.name.rstrip("_") for f in fields(KINDS[kind]) if f.name in ("layers", "from_", "anchors")]
+    for key in missing:
+        if key not in options:
+            raise ValueError(f"{name}:{line}: [{kind}] has no {key}, expected one")
+    return KINDS[kind](lines=lines, **values)
+
+
+def _value(text: str, hint: type):
+    """Text of a value -> the type of its field; a ValueError says what was expected."""
+    if get_origin(hint) is Literal:
+        if text not in get_args(hint):
+            raise ValueError("one of " + ", ".join(get_args(hint)))
+        return text
+    if hint == Anchors:
+        numbers = _value(text, tuple[float, ...])
+        if len(numbers) % 2:
+            raise ValueError(f"pairs of width, height, not {len(numbers)} numbers")
+        return tuple(zip(numbers[::2], numbers[1::2], strict=True))
+    if get_origin(hint) is tuple:
+        return tuple(_value(part.strip(), get_args(hint)[0]) for part in text.strip(", ").split(","))
+    if hint is bool:
+        if text not in ("0", "1"):
+            raise ValueError("0 or 1")
+        return text == "1"
+    try:
+        return hint(text)
+    except ValueError:
+        raise ValueError("a whole number" if hint is int else "a number") from None
+
+
+def _format_section(section: Section) -> str:
+    def text(value) -> str:
+        if isinstance(value, tuple):
+            return (", " if value and isinstance(value[0], tuple) else ",").join(map(text, value))
+        return f"{value:.9g}" if isinstance(value, float) else str(int(value) if isinstance(value, bool) else value)
+
+    keys = (f for f in fields(section) if f.name != "lines")
+    written = (f for f in keys if f.name in ALWAYS_WRITTEN or getattr(section, f.name) != f.default)
+    return "\n".join([f"[{section.kind}]", *(f"{f.name.rstrip('_')}={text(getattr(section, f.name))}" for f in written)])

@@ -1,0 +1,96 @@
+"""Logits -> boxes and probabilities, the only place; and from there to the detections of an image.
+Source: Darknet's src/yolo_layer.c, get_yolo_box, get_yolo_detections, correct_yolo_boxes."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from yolov4.boxes import cxcywh_to_xyxy, nms
+from yolov4.cfg import Head
+
+
+class Decoded(NamedTuple):
+    """Predictions of one head: boxes cxcywh relative to the network input, probabilities in 0..1."""
+
+    boxes: Tensor  # (B, A, h, w, 4)
+    objectness: Tensor  # (B, A, h, w)
+    classes: Tensor  # (B, A, h, w, C)
+
+
+class Detections(NamedTuple):
+    """What was found in one image, by falling score."""
+
+    boxes: Tensor  # (n, 4) xyxy, pixels of the original image
+    scores: Tensor  # (n,)
+    labels: Tensor  # (n,) int64
+
+
+def decode(logits: Tensor, head: Head) -> Decoded:
+    """logits (B, A * (5 + C), h, w), before the logistic, of any float type -> Decoded in float32."""
+    batch, _, h, w = logits.shape
+    raw = logits.float().view(batch, len(head.anchors), 5 + head.classes, h, w)
+    raw = raw.permute(0, 1, 3, 4, 2)  # (B, A, h, w, 5 + C)
+    columns, rows = torch.arange(w, device=raw.device), torch.arange(h, device=raw.device)
+    cells = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)  # (h, w, 2)
+    grid = raw.new_tensor((w, h))
+    anchors = raw.new_tensor(head.anchors)[:, None, None] / (grid * head.stride)  # (A, 1, 1, 2)
+    offsets = raw[..., :2].sigmoid() * head.scale_x_y - (head.scale_x_y - 1) / 2  # in cells
+    sizes = (2 * raw[..., 2:4].sigmoid()).square() if head.new_coords else raw[..., 2:4].exp()  # in anchors
+    boxes = torch.cat(((offsets + cells) / grid, sizes * anchors), -1)
+    probabilities = raw[..., 4:].sigmoid()
+    return Decoded(boxes, probabilities[..., 0], probabilities[..., 1:])
+
+
+def detections_from_logits(
+    logits: Sequence[Tensor],
+    heads: Sequence[Head],
+    image_size: tuple[int, int] | Sequence[tuple[int, int]],
+    thresh: float = 0.25,
+    nms_thresh: float = 0.45,
+    letter_box: bool = False,
+) -> list[Detections]:
+    """logits of each head -> one Detections an image.
+
+    image_size: (width, height) of the original image in pixels, or one a picture of the batch.  A prediction counts
+    where objectness > thresh, with every class whose objectness * probability > thresh.  The last head's nms_kind and
+    beta_nms hold, as in Darknet; nms_thresh 0 leaves the suppression out.
+    """
+    batch = len(logits[0])
+    sizes = [image_size] * batch if isinstance(image_size[0], int) else image_size
+    network_size = (logits[0].shape[3] * heads[0].stride, logits[0].shape[2] * heads[0].stride)
+    found = [_candidates(decode(each, head), thresh) for each, head in zip(logits, heads, strict=True)]
+    images, boxes, scores, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+    detections = []
+    for image, size in enumerate(sizes):
+        of_image = images == image
+        picked = [values[of_image] for values in (boxes, scores, labels)]
+        if letter_box:
+            picked[0] = _undo_letterbox(picked[0], size, network_size)
+        if nms_thresh:
+            order = nms(*picked, nms_thresh, heads[-1].nms_kind, heads[-1].beta_nms)
+        else:
+            order = picked[1].argsort(descending=True, stable=True)
+        pixels = picked[0].new_tensor((*size, *size))
+        detections.append(Detections(cxcywh_to_xyxy(picked[0][order]) * pixels, picked[1][order], picked[2][order]))
+    return detections
+
+
+def _candidates(decoded: Decoded, thresh: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """image index (n,), boxes (n, 4) cxcywh, scores (n,), labels (n,) of all classes above thresh"""
+    images, *places = (decoded.objectness > thresh).nonzero(as_tuple=True)
+    scores = decoded.objectness[images, *places, None] * decoded.classes[images, *places]  # (m, C)
+    rows, labels = (scores > thresh).nonzero(as_tuple=True)
+    return images[rows], decoded.boxes[images, *places][rows], scores[rows, labels], labels
+
+
+def _undo_letterbox(boxes: Tensor, image_size: tuple[int, int], network_size: tuple[int, int]) -> Tensor:
+    """Boxes cxcywh relative to the network input -> relative to the image that was fitted into it."""
+    (width, height), (network_width, network_height) = image_size, network_size
+    if network_width / width < network_height / height:
+        fitted = (network_width, height * network_width // width)
+    else:
+        fitted = (width * network_height // height, network_height)
+    ratio = boxes.new_tensor(fitted) / boxes.new_tensor(network_size)
+    return torch.cat(((boxes[:, :2] - (1 - ratio) / 2) / ratio, boxes[:, 2:] / ratio), 1)

@@ -1,0 +1,76 @@
+"""Several processes that train one model: who I am, gradients summed, rolling averages joined, all by torchrun's variables.
+Source: PyTorch's torch.distributed; the order of mini-batches is that of one process."""
+
+import os
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+
+class Processes:
+    """The group this process belongs to, also where it is alone.  rank 0 writes and prints."""
+
+    def __init__(self, device: torch.device):
+        self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        if self.world > 1:
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+
+    @property
+    def first(self) -> bool:
+        return self.rank == 0
+
+    def close(self) -> None:
+        if self.world > 1:
+            dist.destroy_process_group()
+
+    def wait(self) -> None:
+        if self.world > 1:
+            dist.barrier()
+
+    def sum(self, *tensors: Tensor) -> None:
+        """Sums tensors over the processes, in place and in one message."""
+        if self.world > 1:
+            flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+            dist.all_reduce(flat)
+            for tensor, total in zip(
+                tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True
+            ):
+                tensor.copy_(total.view_as(tensor))
+
+    def any(self, flag: bool, device: torch.device) -> bool:
+        """Whether the flag is set in any process."""
+        if self.world == 1:
+            return flag
+        votes = torch.tensor([float(flag)], device=device)
+        self.sum(votes)
+        return bool(votes.item())
+
+    def join_rolling(self, model: nn.Module, before: dict[str, Tensor], mini_batches: int) -> None:
+        """Rolling averages as if one process had seen the mini-batches of rank 0, then those of rank 1, and so on.
+
+        Every process starts from `before` and sees as many mini-batches; each lets the old value decay by 1 - momentum.
+        """
+        if self.world == 1:
+            return
+        buffers = rolling_averages(model)
+        decay = (1 - 0.01) ** mini_batches
+        with torch.no_grad():
+            for name, buffer in buffers.items():
+                buffer.sub_(before[name], alpha=decay).mul_(decay ** (self.world - 1 - self.rank))
+            self.sum(*buffers.values())
+            for name, buffer in buffers.items():
+                buffer.add_(before[name], alpha=decay**self.world)
+
+
+def rolling_averages(model: nn.Module) -> dict[str, Tensor]:
+    """Means and variances of all batch normalisations."""
+    return {
+        name: buffer
+        for name, buffer in model.named_buffers()
+        if name.endswith(("running_mean", "running_var"))
+    }
+
+
+def local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", 0))

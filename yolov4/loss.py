@@ -1,0 +1,267 @@
+"""Darknet's loss: its hand-written deltas, given to autograd as the gradient they are.
+Source: Darknet's src/yolo_layer.c, process_batch, delta_yolo_box, delta_yolo_class, forward_yolo_layer."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from yolov4.boxes import box_iou, iou_gradient
+from yolov4.cfg import Head, Net
+from yolov4.decode import Decoded, decode
+
+CLASS_MATCH = 0.25  # a prediction can only be spared as a negative if some class is more probable than this
+
+
+class HeadTerms(NamedTuple):
+    """What Darknet prints for a yolo layer, as scalars without gradient; the losses are those of an image."""
+
+    iou_loss: Tensor  # sum of squares of the box deltas
+    class_loss: Tensor  # of the objectness and class deltas
+    total_loss: Tensor
+    average_iou: Tensor  # over the positives
+    count: Tensor  # positives
+    cost: Tensor  # of the whole mini-batch
+
+
+class LossTerms(NamedTuple):
+    """total: the value is Darknet's loss (mean cost of the heads, an image), the gradient is -delta / images."""
+
+    total: Tensor
+    heads: list[HeadTerms]
+
+
+class Positives(NamedTuple):
+    """Pairs of a prediction and a truth it answers for, in the order of the truths."""
+
+    places: tuple[Tensor, ...]  # image, anchor of the mask, row, column; (n,) each
+    truths: Tensor  # (n, 4) cxcywh relative
+    classes: Tensor  # (n,) int64
+
+
+class Deltas(NamedTuple):
+    """Minus the gradient with respect to a head's values, by part; filled in place."""
+
+    boxes: Tensor  # (B, A, h, w, 4)
+    objectness: Tensor  # (B, A, h, w)
+    classes: Tensor  # (B, A, h, w, C)
+
+
+class DarknetLoss:
+    """loss(logits, targets) -> LossTerms, in float32 whatever the logits are.
+
+    logits: one a head, (B, A * (5 + C), h, w).
+    targets: (T, 6) image index, class, cx, cy, w, h, relative; any number; impossible classes are passed over.
+    """
+
+    def __init__(self, heads: Sequence[Head], net: Net):
+        if not heads:
+            raise ValueError("the network has no [yolo] layer, expected at least one to compute a loss")
+        self.heads, self.net = tuple(heads), net
+
+    def __call__(self, logits: Sequence[Tensor], targets: Tensor) -> LossTerms:
+        images, targets = len(logits[0]), targets.to(logits[0].device, torch.float32)
+        with torch.autocast(logits[0].device.type, enabled=False):
+            heads = [head_deltas(each, head, targets) for each, head in zip(logits, self.heads, strict=True)]
+            # only the gradient of this sum counts, not its value
+            pull = (
+                -sum((each.float() * delta).sum() for each, (delta, _) in zip(logits, heads, strict=True))
+                / images
+            )
+            value = torch.stack([terms.cost for _, terms in heads]).mean() / images
+            return LossTerms(pull - pull.detach() + value, [terms for _, terms in heads])
+
+
+@torch.no_grad()
+def head_deltas(logits: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, HeadTerms]:
+    """Darknet's delta of one head with respect to its logits, (B, A * (5 + C), h, w), not divided by images."""
+    decoded = decode(logits, head)
+    targets = targets[(targets[:, 1] >= 0) & (targets[:, 1] < head.classes)]
+    deltas = Deltas(
+        torch.zeros_like(decoded.boxes),
+        -head.obj_normalizer * decoded.objectness,
+        torch.zeros_like(decoded.classes),
+    )
+    _spare_overlapping(deltas, decoded, head, targets)
+    positives = assign(head, targets, decoded.objectness.shape[2:])
+    _add_boxes(deltas, decoded, head, positives)
+    rounds = _rounds(positives.places, decoded.objectness.shape)
+    for number in range(
+        int(rounds.max()) + 1 if len(rounds) else 0
+    ):  # truths in one place: one after the other
+        chosen = rounds == number
+        places, classes = tuple(p[chosen] for p in positives.places), positives.classes[chosen]
+        _set_objectness(deltas, decoded, head, places, classes)
+        _set_classes(deltas, decoded, head, places, classes)
+    if head.iou_thresh < 1:
+        _average_boxes(deltas)
+    terms = _terms(deltas, decoded, head, positives)
+    delta = torch.cat((deltas.boxes, deltas.objectness[..., None], deltas.classes), -1)  # (B, A, h, w, 5 + C)
+    delta = delta.permute(0, 1, 4, 2, 3).reshape(logits.shape)
+    if head.new_coords:  # Darknet's delta is with respect to the output of the logistic layer before the head
+        probabilities = logits.float().sigmoid()
+        delta = delta * probabilities * (1 - probabilities)
+    return delta, terms
+
+
+def assign(head: Head, targets: Tensor, grid: tuple[int, int]) -> Positives:
+    """Which predictions of a head answer for which truths: in the cell of the truth's centre, the best anchor of all if
+    it is one of this head's, and every other of this head's whose IoU (iou_thresh_kind) is above iou_thresh.
+
+    targets (T, 6) with possible classes; grid (rows, columns).
+    """
+    h, w = grid
+    anchors = targets.new_tensor(head.all_anchors) / (
+        targets.new_tensor((w, h)) * head.stride
+    )  # (N, 2) relative
+    anchors = torch.cat((torch.zeros_like(anchors), anchors), 1)  # at the origin, as the truths below
+    shapes = torch.cat((torch.zeros_like(targets[:, 4:]), targets[:, 4:]), 1)
+    best = box_iou(anchors[None], shapes[:, None]).argmax(1)  # (T,)
+    mask = torch.tensor(head.mask, device=targets.device)
+    answers = best[:, None] == mask  # (T, A)
+    if head.iou_thresh < 1:
+        answers = answers | (
+            box_iou(anchors[mask][None], shapes[:, None], head.iou_thresh_kind) > head.iou_thresh
+        )
+    truth, anchor = answers.nonzero(as_tuple=True)
+    chosen = targets[truth]
+    # a centre on the right or lower border is in the last cell
+    column, row = (chosen[:, 2] * w).long().clamp(0, w - 1), (chosen[:, 3] * h).long().clamp(0, h - 1)
+    return Positives((chosen[:, 0].long(), anchor, row, column), chosen[:, 2:], chosen[:, 1].long())
+
+
+def _spare_overlapping(deltas: Deltas, decoded: Decoded, head: Head, targets: Tensor) -> None:
+    """Predictions that overlap a truth by more than ignore_thresh are no negatives; by more than truth_thresh, positives."""
+    for image in range(len(decoded.boxes)):
+        truths = targets[targets[:, 0] == image]
+        matching = (decoded.classes[image] > CLASS_MATCH).any(-1)  # of any class, not the truth's
+        considered = matching if head.truth_thresh >= 1 else torch.ones_like(matching)
+        places = (
+            torch.full_like(considered, image, dtype=torch.long)[considered],
+            *considered.nonzero(as_tuple=True),
+        )
+        if not len(truths) or not len(places[0]):
+            continue
+        iou, best = box_iou(decoded.boxes[places][:, None], truths[None, :, 2:]).max(1)
+        spared = matching[considered] & (iou > head.ignore_thresh)
+        at = tuple(p[spared] for p in places)
+        if head.objectness_smooth:
+            towards = head.obj_normalizer * (iou[spared] - decoded.objectness[at])
+            deltas.objectness[at] = torch.maximum(deltas.objectness[at], towards)
+        else:
+            deltas.objectness[at] = 0
+        found = iou > head.truth_thresh
+        at, truths, iou = tuple(p[found] for p in places), truths[best[found]], iou[found]
+        classes = truths[:, 1].long()
+        target = iou.square() if head.objectness_smooth else torch.ones_like(iou)
+        deltas.objectness[at] = head.obj_normalizer * (target - decoded.objectness[at])
+        _set_classes(deltas, decoded, head, at, classes)
+        if head.objectness_smooth:
+            at_class = (*at, classes)
+            deltas.classes[at_class] = class_multipliers(head, iou)[classes] * (
+                target - decoded.classes[at_class]
+            )
+        _add_boxes(deltas, decoded, head, Positives(at, truths[:, 2:], classes))
+
+
+def _add_boxes(deltas: Deltas, decoded: Decoded, head: Head, positives: Positives) -> None:
+    """Box deltas of all truths in a place add up."""
+    boxes, truths = decoded.boxes[positives.places], positives.truths
+    rows, columns = decoded.objectness.shape[2:]
+    grid = boxes.new_tensor((columns, rows))
+    anchors = boxes.new_tensor(head.anchors)[positives.places[1]] / (grid * head.stride)
+    if head.iou_loss == "mse":
+        sizes = boxes[:, 2:] / anchors, truths[:, 2:] / anchors
+        was, wanted = (size.sqrt() / 2 if head.new_coords else size.log() for size in sizes)
+        delta = torch.cat(((truths[:, :2] - boxes[:, :2]) * grid, wanted - was), 1)
+        delta = delta * (2 - truths[:, 2:].prod(1, keepdim=True)) * head.iou_normalizer
+    else:
+        # Darknet avoids a division by 0 in this way
+        positive = torch.cat((boxes[:, :2], torch.where(boxes[:, 2:] == 0, 1.0, boxes[:, 2:])), 1)
+        delta = iou_gradient(positive, truths, head.iou_loss)
+        if not head.new_coords:  # the derivative of exp(t) belongs to w, h alone
+            delta = torch.cat((delta[:, :2], delta[:, 2:] * boxes[:, 2:] / anchors), 1)
+        delta = delta * head.iou_normalizer
+    multiplier = class_multipliers(head, boxes)[positives.classes, None]
+    delta = (delta * multiplier).nan_to_num(0, 0, 0) if head.iou_loss != "mse" else delta * multiplier
+    if head.iou_loss != "mse":
+        delta = delta.clamp(-head.max_delta, head.max_delta)
+    deltas.boxes.index_put_(positives.places, delta, accumulate=True)
+
+
+def _set_objectness(
+    deltas: Deltas, decoded: Decoded, head: Head, places: tuple[Tensor, ...], classes: Tensor
+) -> None:
+    towards = (
+        class_multipliers(head, decoded.boxes)[classes]
+        * head.obj_normalizer
+        * (1 - decoded.objectness[places])
+    )
+    if head.objectness_smooth:  # then the target is the IoU where there is one
+        current = deltas.objectness[places]
+        towards = torch.where(current == 0, towards, current)
+    deltas.objectness[places] = towards
+
+
+def _set_classes(
+    deltas: Deltas, decoded: Decoded, head: Head, places: tuple[Tensor, ...], classes: Tensor
+) -> None:
+    """places are distinct, (n,) each; classes (n,)."""
+    probabilities, current = decoded.classes[places], deltas.classes[places]  # (n, C)
+    own = torch.nn.functional.one_hot(classes, head.classes).bool()
+    targets = own * (1 - head.label_smooth_eps) + head.label_smooth_eps / 2
+    multiplier = class_multipliers(head, probabilities)[classes, None]
+    if head.focal_loss:
+        true = probabilities[own][:, None] + 1e-15
+        factor = -(1 - true) * (2 * true * true.log() + true - 1) * 0.5
+        fresh = (own.float() - probabilities) * factor
+    else:
+        fresh = targets - probabilities
+        if head.counters_per_class:
+            fresh = torch.where(own, fresh * multiplier * head.cls_normalizer, fresh)
+    # of a second truth in this place only its own class is set, the others stay
+    second = (current[own] != 0)[:, None]
+    only_own = torch.where(own, (targets - probabilities) * multiplier, current)
+    deltas.classes[places] = torch.where(second, only_own, fresh)
+
+
+def _average_boxes(deltas: Deltas) -> None:
+    """Divides box deltas by the number of classes that answer in their place."""
+    places = deltas.boxes.any(-1).nonzero(as_tuple=True)
+    classes = (deltas.classes[places] > 0).sum(-1)
+    divisor = torch.where(deltas.objectness[places] != 0, classes.clamp(min=1), 1)
+    deltas.boxes[places] /= divisor[:, None]
+
+
+def _rounds(places: tuple[Tensor, ...], shape: torch.Size) -> Tensor:
+    """How many earlier positives have the same place, (n,)."""
+    flat = places[0]
+    for index, length in zip(places[1:], shape[1:], strict=True):
+        flat = flat * length + index
+    _, group, counts = flat.unique(return_inverse=True, return_counts=True)
+    order = group.argsort(stable=True)
+    first = counts.cumsum(0) - counts
+    rounds = torch.empty_like(flat)
+    rounds[order] = torch.arange(len(flat), device=flat.device) - first[group[order]]
+    return rounds
+
+
+def _terms(deltas: Deltas, decoded: Decoded, head: Head, positives: Positives) -> HeadTerms:
+    images, count = len(decoded.boxes), decoded.boxes.new_tensor(len(positives.classes))
+    boxes = decoded.boxes[positives.places]
+    other = head.obj_normalizer * (deltas.objectness.square().sum() + deltas.classes.square().sum())
+    total = deltas.boxes.square().sum() + other / head.obj_normalizer
+    kind = "giou" if head.iou_loss == "giou" else "iou"
+    away = (1 - box_iou(boxes, positives.truths, kind)).sum() / count.clamp(min=1)
+    cost = total if head.iou_loss == "mse" else head.iou_normalizer * away + other
+    average_iou = box_iou(boxes, positives.truths).sum() / count.clamp(min=1)
+    return HeadTerms((total - other) / images, other / images, total / images, average_iou, count, cost)
+
+
+def class_multipliers(head: Head, like: Tensor) -> Tensor:
+    """(C,): the largest of counters_per_class / the class' own, at most max_delta; ones without the key."""
+    if not head.counters_per_class:
+        return like.new_ones(head.classes)
+    counters = like.new_tensor(head.counters_per_class).clamp(min=1)
+    return (counters.max() / counters).clamp(max=head.max_delta)

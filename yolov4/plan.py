@@ -1,0 +1,141 @@
+"""Sections -> a plan of layers: who reads whom, shapes, parameters, cost; the yolo heads with their strides.
+Source: the make_*_layer functions of Darknet; BFLOPs are counted as it prints them."""
+
+from dataclasses import fields
+from typing import NamedTuple
+
+from yolov4.cfg import Convolutional, Head, Maxpool, Network, Route, Section, Shortcut, Upsample, Yolo
+
+IMAGE = -1  # the source that is no layer
+
+
+class Layer(NamedTuple):
+    """A section in its place.  Shapes are (channels, height, width); `flops` counts a multiply-add as two."""
+
+    index: int
+    section: Section
+    sources: tuple[int, ...]
+    input_shape: tuple[int, int, int]
+    output_shape: tuple[int, int, int]
+    parameters: int
+    flops: int
+    frees: tuple[int, ...]  # outputs that nothing reads after this layer
+
+
+def plan_layers(network: Network) -> tuple[Layer, ...]:
+    """Raises ValueError `name:line: ...` where sections do not fit together."""
+    net, sections, name = network
+    if min(net.width, net.height, net.channels) < 1:
+        size = f"width={net.width} height={net.height} channels={net.channels}"
+        raise ValueError(f"{name}:{net.lines.get('', 0)}: [net] {size}, expected all above 0")
+    if not sections:
+        raise ValueError(f"{name}: has no layers, expected [convolutional] and the like after [net]")
+    layers: list[Layer] = []
+    for index, section in enumerate(sections):
+        try:
+            sources = _sources(section, index)
+            shapes = [layers[s].output_shape if s >= 0 else (net.channels, net.height, net.width) for s in sources]
+            layers.append(_layer(index, section, sources, shapes))
+            if isinstance(section, Yolo):
+                _check_head(section, layers[-2].section if index else None, shapes[0][0], name)
+        except ValueError as error:
+            line = section.lines.get("", 0)
+            raise error if str(error).startswith(f"{name}:") else ValueError(f"{name}:{line}: {error}") from None
+    last_reader = {source: layer.index for layer in layers for source in layer.sources}
+    return tuple(
+        layer._replace(frees=tuple(source for source, reader in last_reader.items() if reader == layer.index))
+        for layer in layers
+    )
+
+
+def find_heads(network: Network, layers: tuple[Layer, ...]) -> tuple[Head, ...]:
+    """The heads in the order of the file."""
+    net, heads = network.net, []
+    for layer in layers:
+        section, (_, height, width) = layer.section, layer.output_shape
+        if not isinstance(section, Yolo):
+            continue
+        if net.width % width or net.height % height or net.width // width != net.height // height:
+            raise ValueError(
+                f"{network.name}:{section.lines.get('', 0)}: [yolo] has {width}x{height} cells for a network of "
+                f"{net.width}x{net.height}, expected a size that the stride divides (a multiple of 32 as a rule)"
+            )
+        keys = {f.name: getattr(section, f.name) for f in fields(section)}
+        mask = section.mask or tuple(range(len(section.anchors)))
+        keys |= {"mask": mask, "anchors": tuple(section.anchors[m] for m in mask), "all_anchors": section.anchors}
+        heads.append(Head(**keys, index=layer.index, stride=net.width // width))
+    return tuple(heads)
+
+
+def _sources(section: Section, index: int) -> tuple[int, ...]:
+    """Absolute indices of the layers that `section` reads."""
+    references = {Route: "layers", Shortcut: "from_"}.get(type(section))
+    found = tuple(r + index if r < 0 else r for r in getattr(section, references)) if references else ()
+    for source in found:
+        if not 0 <= source < index:
+            raise ValueError(f"layer {index} [{section.kind}] reads layer {source}, expected 0..{index - 1}")
+    return found if isinstance(section, Route) else (index - 1, *found)
+
+
+def _layer(index: int, section: Section, sources: tuple[int, ...], shapes: list[tuple[int, int, int]]) -> Layer:
+    channels, height, width = shapes[0]
+    if any(shape[1:] != (height, width) for shape in shapes):
+        sizes = ", ".join(f"{shape[2]}x{shape[1]}" for shape in shapes)
+        raise ValueError(f"layer {index} [{section.kind}] joins layers of {sizes}, expected one size")
+    parameters = flops = 0
+    match section:
+        case Convolutional(groups=groups, filters=filters, size=size, stride=stride):
+            if groups < 1 or channels % groups or filters % groups:
+                raise ValueError(f"groups={groups}, expected a divisor of {channels} channels and {filters} filters")
+            pad = 2 * convolution_padding(section)
+            height, width = (height + pad - size) // stride + 1, (width + pad - size) // stride + 1
+            weights = filters * channels // groups * size * size
+            parameters = weights + filters * (4 if section.batch_normalize else 1)
+            flops, channels = 2 * weights * height * width, filters
+        case Maxpool():
+            size, stride, padding = maxpool_window(section)
+            height, width = (height + padding - size) // stride + 1, (width + padding - size) // stride + 1
+            flops = size * size * channels * height * width
+        case Route(groups=groups, group_id=group_id):
+            if any(shape[0] % groups for shape in shapes) or not 0 <= group_id < groups:
+                raise ValueError(f"groups={groups} group_id={group_id} does not cut {channels} channels")
+            channels = sum(shape[0] // groups for shape in shapes)
+        case Shortcut(weights_type=weights_type):
+            parameters = {"none": 0, "per_channel": channels}.get(weights_type, 1) * len(sources)
+            flops = channels * height * width * (len(sources) - 1) * (2 if parameters else 1)
+        case Upsample(stride=stride):
+            height, width = height * stride, width * stride
+    if min(height, width) < 1:
+        raise ValueError(f"layer {index} [{section.kind}] has {width}x{height} outputs: the network is too small")
+    return Layer(index, section, sources, shapes[0], (channels, height, width), parameters, flops, ())
+
+
+def convolution_padding(section: Convolutional) -> int:
+    return section.size // 2 if section.pad else section.padding
+
+
+def maxpool_window(section: Maxpool) -> tuple[int, int, int]:
+    """(size, stride, padding of both sides together)"""
+    size = section.size or section.stride
+    return size, section.stride, size - 1 if section.padding < 0 else section.padding
+
+
+def _check_head(yolo: Yolo, before: Section | None, channels: int, name: str) -> None:
+    line = yolo.lines.get("", 0)
+    bad = [m for m in yolo.mask if not 0 <= m < yolo.num]
+    if bad:
+        raise ValueError(f"{name}:{yolo.lines.get('mask', line)}: [yolo] mask {bad[0]}, but num={yolo.num} (0..{yolo.num - 1})")
+    if len(yolo.anchors) != yolo.num:
+        found = f"{len(yolo.anchors)} anchors, but num={yolo.num}"
+        raise ValueError(f"{name}:{yolo.lines.get('anchors', line)}: [yolo] has {found}, expected as many")
+    expected = (len(yolo.mask) or yolo.num) * (yolo.classes + 5)
+    if channels != expected:
+        at = before.lines.get("filters", before.lines.get("", 0)) if before else line
+        raise ValueError(
+            f"{name}:{at}: filters={channels} before the [yolo] of line {line}, expected {expected} = "
+            f"{len(yolo.mask) or yolo.num} anchors * ({yolo.classes} classes + 5); "
+            "`python -m yolov4.blueprint yolov4 --classes N --out my.cfg` writes a cfg for N classes"
+        )
+    if yolo.new_coords and getattr(before, "activation", "") != "logistic":
+        at = before.lines.get("activation", before.lines.get("", 0)) if before else line
+        raise ValueError(f"{name}:{at}: the layer before a [yolo] with new_coords=1 has to have activation=logistic")

@@ -1,0 +1,89 @@
+"""Where a training stands and what it shows of itself; requests to stop.
+Source: Darknet's src/detector.c, train_detector, what it prints after each iteration."""
+
+import contextlib
+import signal
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+from yolov4.updates import Update
+
+
+@dataclass
+class Progress:
+    """Where a training stands, besides weights and optimiser; -1: not yet."""
+
+    iteration: int = 0
+    best_map: float = -1.0
+    last_map: float = -1.0
+    average_loss: float = -1.0  # nine tenths of the last and one of the new, as Darknet prints it
+
+    def advance(self, update: Update) -> None:
+        self.iteration += 1
+        self.average_loss = (
+            0.9 * self.average_loss + 0.1 * update.loss if self.average_loss >= 0 else update.loss
+        )
+
+    def line(self, update: Update, speed: float, data_share: float) -> str:
+        """Terms, rate, images a second, share of the time that was spent waiting for data."""
+        parts = {
+            part: sum(getattr(head, f"{part}_loss") for head in update.heads) for part in ("class", "iou")
+        }
+        terms = "".join(f", {part} {loss:.2f}" for part, loss in parts.items())
+        overlap = "/".join(f"{head.average_iou:.2f}" for head in update.heads)
+        mean_ap = f", mAP {self.last_map:.2%}" if self.last_map >= 0 else ""
+        return (
+            f"loss {update.loss:.2f} (avg {self.average_loss:.2f}{terms}), IoU {overlap}, rate {update.rate:.3g}, "
+            f"{speed:.1f} img/s, {data_share:.0%} waiting for data{mean_ap}"
+        )
+
+
+def darknet_log(update: Update, layers: Iterable[int]) -> str:
+    """The heads of an update in the words of Darknet's log, a line a yolo layer."""
+    return "\n".join(
+        f"Region {layer} Avg (IOU: {terms.average_iou:.6f}), count: {terms.count:g}, class_loss = {terms.class_loss:.6f}, "
+        f"iou_loss = {terms.iou_loss:.6f}, total_loss = {terms.total_loss:.6f}"
+        for layer, terms in zip(layers, update.heads, strict=True)
+    )
+
+
+class Timed:
+    """An iterator that adds up the seconds it made its reader wait."""
+
+    def __init__(self, iterable: Iterable):
+        self.iterator, self.seconds = iter(iterable), 0.0
+
+    def __iter__(self) -> "Timed":
+        return self
+
+    def __next__(self):
+        start = time.perf_counter()
+        try:
+            return next(self.iterator)
+        finally:
+            self.seconds += time.perf_counter() - start
+
+    def take(self) -> float:
+        """The seconds since the last call."""
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
+
+
+@contextlib.contextmanager
+def stop_requests(say: Callable[[str], None]) -> Iterator[list[int]]:
+    """A list that is filled when SIGINT (Ctrl-C) or SIGTERM asks to stop; a second one stops at once."""
+    requests: list[int] = []
+
+    def request(number: int, _) -> None:
+        if requests:
+            raise KeyboardInterrupt
+        requests.append(number)
+        say("stopping after this iteration; once more stops at once")
+
+    before = {number: signal.signal(number, request) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield requests
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,108 @@
+"""runs/NAME/: what a training leaves behind, from the settings at its start to the chart and the weights at its end.
+No source: names of weights and chart are those that Darknet's users know."""
+
+import csv
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import cv2
+import numpy as np
+from torch import Tensor
+
+from yolov4 import plots
+from yolov4.cfg import Network, format_cfg
+from yolov4.checkpoint import save_checkpoint
+from yolov4.files import replacing
+from yolov4.model import Darknet
+from yolov4.settings import Settings
+from yolov4.updates import Update
+from yolov4.weights import save_weights
+
+PICTURES = 3  # first mini-batches that are drawn
+SHOWN_TERMS = (
+    "average_iou",
+    "count",
+    "class_loss",
+    "iou_loss",
+    "total_loss",
+)  # a head's, as in Darknet's log
+
+
+class RunFolder:
+    """The files of one run.  `iteration`: what of results.csv counts when a run goes on."""
+
+    def __init__(
+        self, path: Path, network: Network, names: list[str], settings: Settings, iteration: int = 0
+    ):
+        self.path, self.name, self.names, self.network = path, path.name, names, network
+        path.mkdir(parents=True, exist_ok=True)
+        self._text(f"{self.name}.cfg", format_cfg(network.net, network.sections))
+        self._text(f"{self.name}.names", "".join(f"{name}\n" for name in names))
+        self._text("settings.json", json.dumps(asdict(settings), indent=1) + "\n")
+        heads = [index for index, section in enumerate(network.sections) if section.kind == "yolo"]
+        self.columns = ["iteration", "loss", "rate", "images_per_second", "data_share", "map"]
+        self.columns += [f"{term}_{head}" for head in heads for term in SHOWN_TERMS]
+        rows = self.rows(iteration)
+        self.results = (path / "results.csv").open("w", newline="", encoding="utf-8")
+        self.writer = csv.DictWriter(self.results, self.columns)
+        self.writer.writeheader()
+        self.writer.writerows(rows)
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.path / "last.pt"
+
+    def weights(self, kind: str) -> Path:
+        return self.path / f"{self.name}_{kind}.weights"
+
+    def rows(self, iteration: int) -> list[dict[str, str]]:
+        """The rows of results.csv up to an iteration."""
+        path = self.path / "results.csv"
+        if not iteration or not path.exists():
+            return []
+        with path.open(newline="", encoding="utf-8") as file:
+            complete = (
+                row for row in csv.DictReader(file) if row["iteration"].isdigit() and None not in row.values()
+            )
+            return [row for row in complete if int(row["iteration"]) <= iteration]
+
+    def log(
+        self, iteration: int, update: Update, speed: float, data_share: float, mean_ap: float | None
+    ) -> None:
+        """One row of results.csv."""
+        values = [iteration, f"{update.loss:.6g}", f"{update.rate:.6g}", f"{speed:.4g}", f"{data_share:.3f}"]
+        values.append("" if mean_ap is None else f"{mean_ap:.6f}")
+        values += [f"{getattr(head, term):.6g}" for head in update.heads for term in SHOWN_TERMS]
+        self.writer.writerow(dict(zip(self.columns, values, strict=True)))
+
+    def save(self, model: Darknet, state: dict, averaged: Darknet | None) -> None:
+        """last.pt, NAME_last.weights, NAME_ema.weights where there is an average, and the chart."""
+        self.results.flush()
+        save_checkpoint(self.checkpoint, state)
+        save_weights(model, self.weights("last"), state["seen"])
+        if averaged is not None:
+            save_weights(averaged, self.weights("ema"), state["seen"])
+        with replacing(self.path / "chart.png") as beside:
+            plots.training_chart(self.path / "results.csv", beside, self.name)
+
+    def save_best(self, model: Darknet, seen: int) -> None:
+        save_weights(model, self.weights("best"), seen)
+
+    def save_picture(self, iteration: int, images: Tensor, targets: Tensor) -> None:
+        """A sheet of augmented training images with their boxes."""
+        if iteration > PICTURES:
+            return
+        drawn = []
+        for number, image in enumerate(images[:16]):
+            pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy()[..., ::-1])
+            labels = targets[targets[:, 0] == number][:, 1:].numpy()
+            drawn.append(plots.draw_labels(pixels, labels, self.names))
+        cv2.imwrite(str(self.path / f"train_batch{iteration}.jpg"), plots.contact_sheet(drawn))
+
+    def close(self) -> None:
+        self.results.close()
+
+    def _text(self, name: str, text: str) -> None:
+        with replacing(self.path / name) as beside:
+            beside.write_text(text, encoding="utf-8")

@@ -1,0 +1,217 @@
+"""The training loop: batches in, updates, evaluation, checkpoints; it stops anywhere and goes on where it stopped.
+Source: Darknet's src/detector.c, train_detector."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from yolov4.cfg import format_cfg, parse_cfg, read_cfg, read_names
+from yolov4.checkpoint import load_checkpoint
+from yolov4.data import inspect, read_image_list, training_batches
+from yolov4.distributed import Processes, local_rank
+from yolov4.evaluation import evaluate
+from yolov4.model import Darknet
+from yolov4.predict import choose_device
+from yolov4.progress import Progress, Timed, darknet_log, stop_requests
+from yolov4.runfolder import RunFolder
+from yolov4.settings import Settings, configured
+from yolov4.updates import Ema, Updater
+from yolov4.weights import VERSION, load_weights
+
+
+class Training:
+    """One run.  resume: goes on from folder/last.pt, to the same weights as a run that was never stopped.
+
+    Raises ValueError for data and files that do not fit; `run` raises NonFiniteLoss where the loss is no number.
+    """
+
+    def __init__(
+        self, settings: Settings, folder: Path, resume: bool = False, say: Callable[[str], None] = tqdm.write
+    ):
+        device = choose_device(settings.device)
+        self.device = (
+            torch.device("cuda", local_rank()) if device.type == "cuda" and device.index is None else device
+        )
+        self.processes = Processes(self.device)
+        self.settings, self.folder = settings, folder
+        self.say = say if self.processes.first else lambda line: None
+        checkpoint = load_checkpoint(folder / "last.pt") if resume else None
+        paths = read_image_list(settings.train)
+        if checkpoint:
+            self.network = parse_cfg(checkpoint["cfg"], str(folder / "last.pt"))
+        else:
+            self.network = configured(read_cfg(settings.cfg), settings, len(paths), self.say)
+        self.net, self.names = self.network.net, read_names(settings.names)
+        generator = torch.Generator().manual_seed(settings.seed)
+        self.model = Darknet(self.network, generator).to(self.device, memory_format=torch.channels_last)
+        if len(self.names) != self.model.heads[-1].classes:
+            found = (
+                f"{len(self.names)} names, but {self.network.name} has {self.model.heads[-1].classes} classes"
+            )
+            raise ValueError(f"{settings.names}: {found}, expected as many")
+        self.paths = self._inspect(paths)
+        self.updater = Updater(self.model, self.net, self.processes, settings.amp)
+        self.ema = Ema(self.model, self.net, settings.ema)
+        self.progress = self._restore(checkpoint) if checkpoint else self._start()
+        if self.progress.iteration >= self.net.max_batches:
+            raise ValueError(
+                f"{settings.weights or folder}: is at iteration {self.progress.iteration} of {self.net.max_batches}, "
+                "expected less; --clear starts again at 0, --max-batches goes on for longer"
+            )
+        iteration = self.progress.iteration
+        self.files = (
+            RunFolder(folder, self.network, self.names, settings, iteration) if self.processes.first else None
+        )
+
+    def run(self) -> Path:
+        """Trains to the end, or until it is stopped (SIGINT, SIGTERM), and returns the run's folder."""
+        # the data counts iterations from 0
+        batches = training_batches(
+            self.paths, self.net, self.model.heads[-1], self.settings.seed, self.progress.iteration,
+            self.net.max_batches, self.settings.workers, self.processes.rank, self.processes.world,
+            self.device.type == "cuda",
+        )  # fmt: skip
+        timed = Timed(batches)
+        bar = tqdm(
+            total=self.net.max_batches, initial=self.progress.iteration, unit="it", dynamic_ncols=True,
+            disable=None if self.processes.first else True,
+        )  # fmt: skip
+        with stop_requests(self.say) as requested, self._memory_advice(), bar:
+            while self.progress.iteration < self.net.max_batches:
+                bar.set_postfix_str(self._iterate(timed))
+                bar.update()
+                if self.processes.any(bool(requested), self.device):
+                    if self.files:
+                        self._save()
+                    self.say(f"stopped at iteration {self.progress.iteration} of {self.net.max_batches}; "
+                             f"`python train.py --resume {self.folder}` goes on")  # fmt: skip
+                    break
+        if self.files:
+            self.files.close()
+        self.processes.close()
+        return self.folder
+
+    def _iterate(self, batches: Timed) -> str:
+        """One iteration with all that is due at its end; returns what the progress line shows."""
+        progress, start = self.progress, time.perf_counter()
+        iteration = progress.iteration + 1
+        torch.manual_seed(self.settings.seed << 32 | iteration)  # of dropout: the same after a resume
+        update = self.updater.update(
+            iteration, self._pictured(iteration, islice(batches, self.updater.mini_batches))
+        )
+        self.ema.update(self.model, iteration)
+        progress.advance(update)
+        seconds = time.perf_counter() - start
+        speed, data_share = self.net.batch / seconds, batches.take() / seconds
+        mean_ap = self._evaluate() if self._is_evaluated(iteration) else None
+        if self.files:
+            self.files.log(iteration, update, speed, data_share, mean_ap)
+            if (
+                mean_ap is not None
+                or iteration % self.settings.save_every == 0
+                or iteration == self.net.max_batches
+            ):
+                self._save()
+        if iteration in (1, self.net.max_batches):
+            self.say(
+                f"iteration {iteration}, rate {update.rate:.6g}\n{darknet_log(update, (head.index for head in self.model.heads))}"
+            )
+        return progress.line(update, speed, data_share)
+
+    def _pictured(self, iteration: int, batches: Iterator) -> Iterator:
+        """Passes mini-batches on; the first of the first iterations are drawn."""
+        for number, (images, targets, files) in enumerate(batches):
+            if self.files and number == 0:
+                self.files.save_picture(iteration, images, targets)
+            yield images, targets, files
+
+    def _is_evaluated(self, iteration: int) -> bool:
+        """At the end, and every eval_every iterations; by default every 4 epochs after burn-in, as in Darknet."""
+        every = self.settings.eval_every
+        if every is None:
+            every = max(100, 4 * len(self.paths) // self.net.batch)
+            if iteration < self.net.burn_in:
+                every = 0
+        due = iteration == self.net.max_batches or (every and iteration % every == 0)
+        return bool(self.settings.valid and due)
+
+    def _evaluate(self) -> float:
+        """mAP on the validation list; the first process measures, the others wait."""
+        mean_ap = -1.0
+        if self.files:
+            model = self.ema.model or self.model
+            result = evaluate(model, self.settings.valid, difficult=self.settings.difficult, progress=True)
+            mean_ap = self.progress.last_map = result.map
+            best = mean_ap >= self.progress.best_map
+            if best:
+                self.progress.best_map = mean_ap
+                self.files.save_best(model, self.progress.iteration * self.net.batch)
+            self.say(
+                f"iteration {self.progress.iteration}: mAP@0.50 = {mean_ap:.2%}"
+                + (", the best so far" if best else "")
+            )
+            if self.progress.iteration == self.net.max_batches:
+                self.say(result.table(self.names))
+        self.processes.wait()
+        return mean_ap
+
+    def _save(self) -> None:
+        state = {
+            "cfg": format_cfg(self.network.net, self.network.sections), "names": self.names,
+            "model": self.model.state_dict(), "ema": self.ema.model and self.ema.model.state_dict(),
+            "optimiser": self.updater.optimiser.state_dict(), "scaler": self.updater.scaler.state_dict(),
+            "seen": self.progress.iteration * self.net.batch, **asdict(self.progress),
+        }  # fmt: skip
+        self.files.save(self.model, state, self.ema.model)
+
+    def _restore(self, checkpoint: dict) -> Progress:
+        self.model.load_state_dict(checkpoint["model"])
+        self.updater.optimiser.load_state_dict(checkpoint["optimiser"])
+        self.updater.scaler.load_state_dict(checkpoint["scaler"])
+        self.ema.load(self.model, checkpoint["ema"])
+        progress = Progress(**{key: checkpoint[key] for key in Progress.__dataclass_fields__})
+        self.say(f"resuming {self.folder} at iteration {progress.iteration} of {self.net.max_batches}")
+        return progress
+
+    def _start(self) -> Progress:
+        """From fresh weights, from a partial file, or on from the iteration that seen / batch of a file says."""
+        if not self.settings.weights:
+            self.say("from fresh weights (no --weights)")
+            return Progress()
+        loaded = load_weights(self.model, self.settings.weights)
+        iteration = 0 if self.settings.clear else loaded.seen // self.net.batch
+        self.model.weights_version = VERSION
+        self.ema.restart(self.model)
+        seen = f"{loaded.seen:,} images seen, so on from iteration {iteration} of {self.net.max_batches}"
+        self.say(f"{self.settings.weights}: {loaded}; " + ("from iteration 0" if not iteration else seen))
+        return Progress(iteration)
+
+    def _inspect(self, paths: list[Path]) -> list[Path]:
+        """Prints what the data is like before any time is spent; the training images that can be used."""
+        size = (self.net.width, self.net.height)
+        report = inspect(paths, self.names, size, self.settings.train)
+        reports = [report]
+        if self.settings.valid:
+            reports.append(
+                inspect(read_image_list(self.settings.valid), self.names, size, self.settings.valid)
+            )
+        for each in reports:
+            self.say("\n".join(each.lines()))
+            each.check()
+        return report.usable
+
+    @contextlib.contextmanager
+    def _memory_advice(self) -> Iterator[None]:
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise ValueError(
+                f"{self.device}: out of memory with {self.net.batch} images in {self.net.subdivisions} mini-batches of "
+                f"{self.net.width}x{self.net.height}, expected more --subdivisions (or a smaller network)"
+            ) from None

@@ -1,0 +1,167 @@
+"""One update of the weights: forward, Darknet's gradient, momentum and decay; the running average of weights (EMA).
+Source: Darknet's src/network.c, train_network_waitkey, update_network, ema_update; update_convolutional_layer."""
+
+import copy
+import math
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from yolov4.cfg import Convolutional, Net
+from yolov4.distributed import Processes, rolling_averages
+from yolov4.loss import DarknetLoss, HeadTerms
+from yolov4.model import Darknet
+from yolov4.schedule import learning_rate
+
+AMP_TYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class NonFiniteLoss(ArithmeticError):
+    """The loss is not a number: what was seen where, in one sentence."""
+
+
+class Update(NamedTuple):
+    """What one update reports, as plain numbers; a mean over the mini-batches."""
+
+    loss: float
+    rate: float
+    heads: list[HeadTerms]
+
+
+class Updater:
+    """Model, optimiser and scaler; `update` does one iteration of Darknet's training.
+
+    The sum of the deltas of `batch` images is divided by batch, whatever the subdivisions and processes are; decay
+    acts on the weights of convolutions and shortcuts, not on biases and batch normalisation; momentum is plain.
+    """
+
+    def __init__(self, model: Darknet, net: Net, processes: Processes, amp: str = "off"):
+        self.model, self.net, self.processes = model, net, processes
+        self.device = next(model.parameters()).device
+        self.loss = DarknetLoss(model.heads, net)
+        decayed = [p for p in model.parameters() if p.dim() > 1]
+        others = [p for p in model.parameters() if p.dim() <= 1]
+        groups = [{"params": decayed, "weight_decay": net.decay}, {"params": others, "weight_decay": 0.0}]
+        self.optimiser = torch.optim.SGD(groups, lr=net.learning_rate, momentum=net.momentum)
+        for parameter in model.parameters():
+            parameter.grad = torch.zeros_like(parameter)  # a frozen layer still decays, as in Darknet
+        self.amp = AMP_TYPES[amp]
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp == "fp16")
+        self.mini_batches = max(net.subdivisions, processes.world) // processes.world
+
+    def update(self, iteration: int, batches: Iterable[tuple[Tensor, Tensor, list]]) -> Update:
+        """Iteration counted from 1.  batches: images uint8 (B, 3, H, W) RGB, targets (T, 6), image files; this
+        process' mini-batches are taken from it.  Raises NonFiniteLoss before anything is changed."""
+        self.model.train()
+        self.model.frozen = self._frozen(iteration)
+        before = (
+            {k: v.clone() for k, v in rolling_averages(self.model).items()}
+            if self.processes.world > 1
+            else {}
+        )
+        self.optimiser.zero_grad(set_to_none=False)
+        rate, reports, files = learning_rate(iteration, self.net), [], []
+        for _, (images, targets, names) in zip(range(self.mini_batches), batches, strict=False):
+            terms = self._backward(images, targets)
+            reports.append(
+                torch.stack([terms.total.detach(), *(term for head in terms.heads for term in head)])
+            )
+            files.append(names)
+        losses, heads = self._report(iteration, rate, torch.stack(reports), files)
+        self.processes.sum(*(p.grad for p in self.model.parameters()))
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+        self.processes.join_rolling(self.model, before, self.mini_batches)
+        return Update(losses, rate, heads)
+
+    def _backward(self, images: Tensor, targets: Tensor):
+        images = images.to(self.device, non_blocking=True).float().div_(255)
+        images = images.to(memory_format=torch.channels_last)
+        with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
+            logits = self.model(images)
+        terms = self.loss(logits, targets.to(self.device, non_blocking=True))
+        self.scaler.scale(terms.total / (self.mini_batches * self.processes.world)).backward()
+        return terms
+
+    def _report(
+        self, iteration: int, rate: float, reports: Tensor, files: list
+    ) -> tuple[float, list[HeadTerms]]:
+        """reports (mini-batches, 1 + heads * terms): the only place where the host waits for the device."""
+        finite = reports[:, 0].isfinite()
+        rows = torch.cat((reports.mean(0), finite.float())).tolist()
+        width = len(HeadTerms._fields)
+        heads = [HeadTerms(*rows[i : i + width]) for i in range(1, reports.shape[1], width)]
+        bad = [names for names, good in zip(files, rows[reports.shape[1] :], strict=True) if not good]
+        if self.processes.any(bool(bad), self.device):
+            shown = (
+                ", ".join(str(name) for image in bad[0] for name in image) if bad else "of another process"
+            )
+            parts = "; ".join(
+                f"head {h.index}: class_loss {t.class_loss:.4g}, iou_loss {t.iou_loss:.4g}"
+                for h, t in zip(self.model.heads, heads, strict=True)
+            )
+            raise NonFiniteLoss(
+                f"the loss is {rows[0]} at iteration {iteration} with rate {rate:.6g} ({parts}), expected a number; "
+                f"images: {shown}"
+            )
+        return rows[0], heads
+
+    def _frozen(self, iteration: int) -> int:
+        """The last layer without gradient: stopbackward=1 for ever, N > 1 during the first N iterations."""
+        stops = [
+            layer.index
+            for layer in self.model.plan
+            if isinstance(layer.section, Convolutional)
+            and (layer.section.stopbackward == 1 or layer.section.stopbackward > iteration - 1)
+        ]
+        return max(stops, default=-1)
+
+
+class Ema:
+    """A running average of the weights.
+
+    Without `decay` as [net] ema_alpha does it: from half of max_batches on, until 1,000 iterations before the end,
+    where the average takes the place of the weights and the rolling averages settle.  With `decay` (--ema) from the
+    first iteration on, rising as decay * (1 - exp(-iteration / 2000)), beside the weights.
+    """
+
+    def __init__(self, model: Darknet, net: Net, decay: float = 0.0):
+        self.net, self.decay, self.model = net, decay, None
+        if decay:
+            self._start(model)
+
+    def update(self, model: Darknet, iteration: int) -> None:
+        if self.decay:
+            self._move(model, self.decay * (1 - math.exp(-iteration / 2000)))
+            for ours, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
+                ours.copy_(theirs)
+        elif self.net.ema_alpha and iteration >= self.net.max_batches // 2:
+            if self.model is None:
+                self._start(model)
+            if iteration == self.net.max_batches - 1000:
+                for ours, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
+                    theirs.data.copy_(ours)
+            elif iteration < self.net.max_batches - 1000:
+                self._move(model, self.net.ema_alpha)
+
+    def restart(self, model: Darknet) -> None:
+        """After weights were loaded into the model: an average that already runs takes them too."""
+        if self.model is not None:
+            self.model.load_state_dict(model.state_dict())
+
+    def load(self, model: Darknet, state: dict[str, Tensor] | None) -> None:
+        if state:
+            self._start(model)
+            self.model.load_state_dict(state)
+
+    def _start(self, model: Darknet) -> None:
+        self.model = copy.deepcopy(model).requires_grad_(False)
+
+    @torch.no_grad()
+    def _move(self, model: nn.Module, keep: float) -> None:
+        for ours, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
+            ours.lerp_(theirs, 1 - keep)
