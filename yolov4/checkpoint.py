@@ -9,7 +9,7 @@ import torch
 from yolov4.files import replacing
 from yolov4.model import Darknet
 from yolov4.runs import is_checkpoint
-from yolov4.weights import load_weights
+from yolov4.weights import VERSION, load_weights
 
 KEYS = {"cfg", "names", "model", "ema", "iteration", "seen"}
 
@@ -63,5 +63,5 @@ def load_network(
         raise ValueError(
             f"{weights}: does not fit {cfg or 'its cfg'}: {str(error).splitlines()[-1].strip()}"
         ) from None
-    model.seen = state["seen"]
+    model.seen, model.weights_version = state["seen"], tuple(state.get("version", VERSION))
     return model, state["names"]
