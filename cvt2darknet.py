@@ -19,7 +19,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--ema", action="store_true", help="take the running average of the weights")
     parser.add_argument("--upto", type=int, metavar="N", help="write only the first N layers, as yolov4.conv.137")
     parser.add_argument("--verify", nargs="?", const="", metavar="PICTURE",
-                        help="read the result again, compare bytes, and run a picture through OpenCV's importer")  # fmt: skip
+                        help="read the result again, compare bytes, run a picture through OpenCV's importer")  # fmt: skip
     parser.add_argument("--runs", default="runs", help="where runs are kept (default %(default)s)")
     return parser.parse_args()
 
@@ -54,7 +54,9 @@ def convert(source: Path, target: Path, arguments: argparse.Namespace) -> Path |
     for suffix, content in beside.items():
         with replacing(target.with_suffix(suffix)) as part:
             part.write_text(content, encoding="utf-8")
-    layers = f"the first {arguments.upto} of {len(model.plan)} layers" if arguments.upto else f"{len(model.plan)} layers"
+    layers = (
+        f"the first {arguments.upto} of {len(model.plan)} layers" if arguments.upto else f"{len(model.plan)} layers"
+    )
     print(f"{target}: {layers}, {model.seen:,} images seen; {target.stem}.cfg and {target.stem}.names beside it")
     return target.with_suffix(".cfg")
 
@@ -79,7 +81,9 @@ def verify(source: Path, cfg: Path, target: Path, picture: str, arguments: argpa
     if difference is None:
         print(where + "has no Darknet importer (OpenCV 5 dropped it); with opencv-python<5 --verify runs a picture too")
     elif difference > LIMIT:
-        raise ValueError(f"{where}its predictions on {picture or 'noise'} differ by {difference:.3g}, expected below {LIMIT}")
+        raise ValueError(
+            f"{where}its predictions on {picture or 'noise'} differ by {difference:.3g}, expected below {LIMIT}"
+        )
     else:
         print(f"{where}the largest difference of its boxes and objectness on {picture or 'noise'} is {difference:.2g}")
 

@@ -20,21 +20,15 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--data", default=DATA, help="Darknet's .data file (default %(default)s)")
     parser.add_argument("--cfg", help=f"the network and its recipe (default {CFG})")
-    parser.add_argument("--weights", help=f".weights to start from, partial or whole (default: {WEIGHTS} without --cfg, "
+    parser.add_argument("--weights", help=f".weights to start from, whole or partial (default {WEIGHTS} without --cfg, "
                         "else fresh weights)")  # fmt: skip
-    parser.add_argument(
-        "--clear", action="store_true", help="start at iteration 0 whatever the weights have seen"
-    )
+    parser.add_argument("--clear", action="store_true", help="start at iteration 0 whatever the weights have seen")
     parser.add_argument("--name", help="the run's folder in --runs (default: the cfg's name)")
     parser.add_argument("--runs", default="runs", help="where runs are kept (default %(default)s)")
-    parser.add_argument(
-        "--resume", nargs="?", const="", metavar="RUN", help="go on with a run (default: the newest)"
-    )
+    parser.add_argument("--resume", nargs="?", const="", metavar="RUN", help="go on with a run (default: the newest)")
     parser.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the best there is)")
     parser.add_argument("--batch", type=int, help="images of one update, over all processes")
-    parser.add_argument(
-        "--subdivisions", type=int, help="mini-batches an update is cut into: more need less memory"
-    )
+    parser.add_argument("--subdivisions", type=int, help="mini-batches an update is cut into: more need less memory")
     length = parser.add_mutually_exclusive_group()
     length.add_argument("--max-batches", type=int, help="iterations")
     length.add_argument("--epochs", type=float, help="the same, in passes over the images")
@@ -43,17 +37,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--width", type=int, help="of the network input, pixels")
     parser.add_argument("--height", type=int)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--workers", type=int, help="processes that prepare images (default: a core each, 8 at most)"
-    )
+    parser.add_argument("--workers", type=int, help="processes that prepare images (default: a core each, 8 at most)")
     parser.add_argument("--amp", choices=("off", "bf16", "fp16"), default="off", help="mixed precision")
     parser.add_argument("--ema", type=float, nargs="?", const=0.9999, default=0.0, metavar="DECAY",
                         help="keep a running average of the weights (default decay %(const)s)")  # fmt: skip
     parser.add_argument("--eval-every", type=int, help="iterations between evaluations, 0: only at the end "
                         "(default: as Darknet, 4 epochs, at least 100 iterations)")  # fmt: skip
-    parser.add_argument(
-        "--save-every", type=int, default=100, help="iterations between checkpoints (default 100)"
-    )
+    parser.add_argument("--save-every", type=int, default=100, help="iterations between checkpoints (default 100)")
     return parser.parse_args()
 
 
@@ -77,9 +67,7 @@ def prepared(arguments: argparse.Namespace) -> Settings:
         raise ValueError("\n".join(missing))
     from_flags = {f.name: getattr(arguments, f.name) for f in fields(Settings) if hasattr(arguments, f.name)}
     from_data = {key: data.get(key) for key in ("train", "valid", "names", "difficult")}
-    return Settings(
-        **from_flags | from_data | {"cfg": cfg, "weights": weights, "workers": workers(arguments.workers)}
-    )
+    return Settings(**from_flags | from_data | {"cfg": cfg, "weights": weights, "workers": workers(arguments.workers)})
 
 
 def workers(asked: int | None) -> int:
@@ -104,9 +92,7 @@ def main() -> None:
             Training(settings, folder, resume=arguments.resume is not None).run()
         except NonFiniteLoss as error:
             raise ValueError(f"{error}; {folder}/last.pt, if there, is from before") from None
-        print(
-            f"{folder}: chart.png, results.csv, {folder.name}_last.weights, {folder.name}_best.weights, last.pt"
-        )
+        print(f"{folder}: chart.png, results.csv, {folder.name}_last.weights, {folder.name}_best.weights, last.pt")
 
 
 if __name__ == "__main__":

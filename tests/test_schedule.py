@@ -2,7 +2,8 @@
 
 import pytest
 
-from yolov4.cfg import Net, parse_cfg
+from yolov4.cfg import parse_cfg
+from yolov4.sections import Net
 from yolov4.schedule import learning_rate
 
 

@@ -4,8 +4,8 @@ Every name is imported where it is first used, so that `import yolov4` costs not
 import importlib
 
 _HOME = {
-    "Darknet": "model", "load_weights": "weights", "save_weights": "weights", "decode": "decode",
-    "detections_from_logits": "decode", "Decoded": "decode", "Detections": "decode", "DarknetLoss": "loss",
+    "Darknet": "model", "load_weights": "weights", "save_weights": "weights", "decode": "decoding",
+    "detections_from_logits": "decoding", "Decoded": "decoding", "Detections": "decoding", "DarknetLoss": "loss",
     "learning_rate": "schedule", "Detector": "predict", "evaluate": "evaluation", "augment": "augment",
     "read_cfg": "cfg", "parse_cfg": "cfg", "format_cfg": "cfg",
 }  # fmt: skip

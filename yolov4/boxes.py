@@ -37,47 +37,55 @@ def box_iou(a: Tensor, b: Tensor, kind: str = "iou", exponent: float = 0.6) -> T
 
 
 def iou_gradient(boxes: Tensor, truths: Tensor, kind: str) -> Tensor:
-    """Darknet's gradient of an IoU with respect to boxes, pair by pair: both (n, 4) cxcywh relative -> (n, 4) dx, dy, dw, dh.
+    """Darknet's gradient of an IoU with respect to boxes, pair by pair.
 
-    Written by hand there and kept as it is: w, h are not halved, the DIoU part has another sign on w, h, and where the
-    boxes are apart the IoU part is left out.  It is not what autograd gives.
+    boxes, truths: (n, 4) cxcywh relative -> (n, 4) dx, dy, dw, dh.  Written by hand in Darknet and kept as it is: w, h
+    are not halved, the DIoU part has another sign on w, h, and where the boxes are apart the IoU part is left out.  It
+    is not what autograd gives.
     """
     size = boxes[:, 2:]
     low, high = boxes[:, :2] - size / 2, boxes[:, :2] + size / 2  # (left, top), (right, bottom)
     truth_low, truth_high = truths[:, :2] - truths[:, 2:] / 2, truths[:, :2] + truths[:, 2:] / 2
-    sides = torch.minimum(high, truth_high) - torch.maximum(low, truth_low)  # of the intersection, or of the gap, negative
+    sides = torch.minimum(high, truth_high) - torch.maximum(low, truth_low)  # of the intersection; negative: the gap
     intersection = sides.prod(1, keepdim=True)
     union = size.prod(1, keepdim=True) + truths[:, 2:].prod(1, keepdim=True) - intersection
     apart = (sides <= 0).any(1, keepdim=True)
     enclosing = torch.maximum(high, truth_high) - torch.minimum(low, truth_low)
-    reach_low, reach_high = (low < truth_low).float(), (high > truth_high).float()  # edges that make up the enclosing box
+    reach = torch.stack((low < truth_low, high > truth_high)).float()  # edges of the enclosing box
 
-    # moving an edge changes an area by the length of that edge, which is the other side
-    d_intersection = torch.stack((-(low > truth_low).float(), (high < truth_high).float())) * sides.flip(1)
-    d_union = torch.stack((-size.flip(1), size.flip(1))) - d_intersection  # (2, n, 2): low edges, high edges
-    edges = (union * d_intersection - intersection * d_union) / union.square()
-    edges = torch.where(union > 0, edges, 0.0)
+    # moving an edge changes an area by the length of that edge, which is the other side; low edges, then high edges
+    outwards = size.new_tensor((-1.0, 1.0))[:, None, None]
+    d_intersection = outwards * torch.stack((low > truth_low, high < truth_high)) * sides.flip(1)  # (2, n, 2)
+    d_union = outwards * size.flip(1) - d_intersection
+    edges = torch.where(union > 0, (union * d_intersection - intersection * d_union) / union.square(), 0.0)
     if kind == "giou":
         area = enclosing.prod(1, keepdim=True)
-        d_area = torch.stack((-reach_low, reach_high)) * enclosing.flip(1)
-        outside = (area * d_union - union * d_area) / area.square()
+        outside = (area * d_union - union * outwards * reach * enclosing.flip(1)) / area.square()
         edges = torch.where(apart, outside, edges + outside)
     gradient = torch.cat((edges[0] + edges[1], edges[1] - edges[0]), 1)
     if kind not in ("diou", "ciou"):
         return gradient
+    extra = _distance_gradient(boxes, truths, enclosing, reach)
+    if kind == "ciou":
+        extra[:, 2:] += _aspect_gradient(size, truths[:, 2:], intersection / union)
+    return torch.where(apart, extra, gradient + extra)
 
+
+def _distance_gradient(boxes: Tensor, truths: Tensor, enclosing: Tensor, reach: Tensor) -> Tensor:
+    """(n, 4), of minus the squared distance of the centres over the squared diagonal of the enclosing box."""
     diagonal = enclosing.square().sum(1, keepdim=True)
     offset = truths[:, :2] - boxes[:, :2]
     distance = offset.square().sum(1, keepdim=True)
-    d_position = 2 * offset * diagonal - 2 * enclosing * (reach_high - reach_low) * distance
-    d_size = enclosing * (reach_high + reach_low) * distance
-    extra = torch.cat((d_position, d_size), 1) / diagonal.square()
-    if kind == "ciou":
-        angle = torch.atan(truths[:, 2:3] / truths[:, 3:]) - torch.atan(size[:, :1] / size[:, 1:])
-        aspect = 4 / math.pi**2 * angle.square()
-        alpha = aspect / (1 - intersection / union + aspect + 1e-6)
-        extra[:, 2:] += alpha * 8 / math.pi**2 * angle * size.flip(1) * size.new_tensor((1.0, -1.0))
-    return torch.where(apart, extra, gradient + extra)
+    position = 2 * offset * diagonal - 2 * enclosing * (reach[1] - reach[0]) * distance
+    return torch.cat((position, enclosing * (reach[1] + reach[0]) * distance), 1) / diagonal.square()
+
+
+def _aspect_gradient(size: Tensor, truth_size: Tensor, iou: Tensor) -> Tensor:
+    """(n, 2), of minus CIoU's term for unequal aspects."""
+    angle = torch.atan(truth_size[:, :1] / truth_size[:, 1:]) - torch.atan(size[:, :1] / size[:, 1:])
+    aspect = 4 / math.pi**2 * angle.square()
+    alpha = aspect / (1 - iou + aspect + 1e-6)
+    return alpha * 8 / math.pi**2 * angle * size.flip(1) * size.new_tensor((1.0, -1.0))
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:

@@ -1,164 +1,32 @@
-"""Darknet's .cfg as typed sections, read and written; .data and .names files.
-Source: Darknet's src/parser.c and src/option_list.c; names and defaults of the fields are Darknet's keys."""
+"""Text of a .cfg <-> typed sections; .data and .names files.
+Source: Darknet's src/parser.c and src/option_list.c."""
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
-from typing import Literal, NamedTuple, get_args, get_origin, get_type_hints
+from typing import Literal, get_args, get_origin, get_type_hints
 
-Activation = Literal[
-    "logistic", "linear", "leaky", "mish", "swish", "relu", "relu6", "elu", "selu", "gelu", "tanh", "hard_mish"
-]  # fmt: skip
-IouKind = Literal["iou", "giou", "diou", "ciou"]
-Anchors = tuple[tuple[float, float], ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """One [section]; `lines` maps a key (or "" for the header) to its line in the file, 0 if there is none."""
-
-    lines: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
-
-    @property
-    def kind(self) -> str:
-        return type(self).__name__.lower()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Net(Section):
-    batch: int = 1  # images of one update
-    subdivisions: int = 1  # mini-batches the batch is cut into
-    width: int = 0
-    height: int = 0
-    channels: int = 3
-    momentum: float = 0.9
-    decay: float = 0.0001
-    saturation: float = 1.0
-    exposure: float = 1.0
-    hue: float = 0.0
-    flip: bool = True
-    blur: int = 0
-    gaussian_noise: int = 0
-    mixup: int = 0
-    mosaic: bool = False
-    mosaic_bound: bool = False
-    letter_box: bool = False
-    learning_rate: float = 0.001
-    learning_rate_min: float = 0.00001
-    burn_in: int = 0
-    power: float = 4.0
-    max_batches: int = 0
-    policy: Literal["constant", "step", "steps", "exp", "poly", "sig", "sigmoid", "sgdr", "onecycle"] = "constant"
-    steps: tuple[int, ...] = ()
-    scales: tuple[float, ...] = ()
-    step: int = 1
-    scale: float = 1.0
-    gamma: float = 1.0
-    sgdr_cycle: int = 0  # 0: max_batches
-    sgdr_mult: int = 2
-    final_fraction: float = 0.01  # of policy=onecycle, which Darknet does not have
-    resize_step: int = 32
-    ema_alpha: float = 0.0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Convolutional(Section):
-    batch_normalize: bool = False
-    filters: int = 1
-    size: int = 1
-    groups: int = 1
-    dilation: int = 1
-    stride: int = 1
-    pad: bool = False  # padding = size // 2
-    padding: int = 0
-    activation: Activation = "logistic"
-    stopbackward: int = 0  # no gradient for this layer and all before it in the first iterations
-
-
-@dataclass(frozen=True, kw_only=True)
-class Maxpool(Section):
-    size: int = 0  # 0: stride
-    stride: int = 1
-    padding: int = -1  # of both sides together; -1: size - 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class Route(Section):
-    layers: tuple[int, ...]
-    groups: int = 1
-    group_id: int = 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shortcut(Section):
-    from_: tuple[int, ...]  # the key is `from`
-    activation: Activation = "linear"
-    weights_type: Literal["none", "per_feature", "per_layer", "per_channel"] = "none"
-    weights_normalization: Literal["none", "relu", "avg_relu", "softmax"] = "none"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Upsample(Section):
-    stride: int = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Dropout(Section):
-    probability: float = 0.2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Yolo(Section):
-    mask: tuple[int, ...] = ()  # empty: all anchors
-    anchors: Anchors
-    classes: int = 20
-    num: int = 1
-    jitter: float = 0.2
-    resize: float = 1.0
-    random: float = 0.0
-    ignore_thresh: float = 0.5
-    truth_thresh: float = 1.0
-    iou_thresh: float = 1.0
-    iou_thresh_kind: IouKind = "iou"
-    iou_loss: Literal["mse", "iou", "giou", "diou", "ciou"] = "mse"
-    iou_normalizer: float = 0.75
-    obj_normalizer: float = 1.0
-    cls_normalizer: float = 1.0
-    max_delta: float = float("inf")
-    label_smooth_eps: float = 0.0
-    objectness_smooth: bool = False
-    focal_loss: bool = False
-    counters_per_class: tuple[float, ...] = ()
-    scale_x_y: float = 1.0
-    new_coords: bool = False
-    nms_kind: Literal["default", "greedynms", "diounms"] = "default"
-    beta_nms: float = 0.6
-
-
-@dataclass(frozen=True, kw_only=True)
-class Head(Yolo):
-    """A [yolo] in its place in a network: `anchors` (A, 2) are those of its mask, in pixels of the network input."""
-
-    all_anchors: Anchors  # (N, 2)
-    index: int  # of the layer, counted from 0 after [net]
-    stride: int  # pixels of the network input a cell
-
-
-class Network(NamedTuple):
-    """What a .cfg says: [net], then the layers in order, and the file's name for messages."""
-
-    net: Net
-    sections: tuple[Section, ...]
-    name: str = "cfg"
-
+from yolov4.sections import (
+    Anchors,
+    Convolutional,
+    Dropout,
+    Maxpool,
+    Net,
+    Network,
+    Route,
+    Section,
+    Shortcut,
+    Upsample,
+    Yolo,
+)
 
 KINDS = {c.__name__.lower(): c for c in (Net, Convolutional, Maxpool, Route, Shortcut, Upsample, Dropout, Yolo)}
 
 # Keys that are written even where they hold the default: other readers have other defaults.
 ALWAYS_WRITTEN = {
-    "batch", "subdivisions", "width", "height", "channels", "momentum", "decay", "learning_rate", "max_batches", "policy",
-    "filters", "size", "stride", "pad", "activation", "classes", "num", "ignore_thresh", "truth_thresh", "random",
+    "batch", "subdivisions", "width", "height", "channels", "momentum", "decay", "learning_rate", "max_batches",
+    "policy", "filters", "size", "stride", "pad", "activation", "classes", "num", "ignore_thresh", "truth_thresh",
+    "random",
 }  # fmt: skip
 
 # Keys of upstream files that change nothing here, with the reason.
@@ -291,4 +159,5 @@ def _format_section(section: Section) -> str:
 
     keys = (f for f in fields(section) if f.name != "lines")
     written = (f for f in keys if f.name in ALWAYS_WRITTEN or getattr(section, f.name) != f.default)
-    return "\n".join([f"[{section.kind}]", *(f"{f.name.rstrip('_')}={text(getattr(section, f.name))}" for f in written)])
+    lines = (f"{f.name.rstrip('_')}={text(getattr(section, f.name))}" for f in written)
+    return "\n".join([f"[{section.kind}]", *lines])

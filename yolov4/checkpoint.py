@@ -24,17 +24,13 @@ def save_checkpoint(path: str | Path, state: dict[str, Any]) -> None:
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Raises ValueError for what is no checkpoint of this project."""
     if not is_checkpoint(path):
-        raise ValueError(
-            f"{path}: is no .pt checkpoint, expected one that train.py wrote (or .weights with its cfg)"
-        )
+        raise ValueError(f"{path}: is no .pt checkpoint, expected one that train.py wrote (or .weights with its cfg)")
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # whatever a damaged or hostile zip brings
         raise ValueError(f"{path}: cannot be read as a checkpoint: {str(error).splitlines()[0]}") from None
     if not isinstance(state, dict) or not state.keys() >= KEYS:
-        raise ValueError(
-            f"{path}: is no checkpoint of this project, expected the keys {', '.join(sorted(KEYS))}"
-        )
+        raise ValueError(f"{path}: is no checkpoint of this project, expected the keys {', '.join(sorted(KEYS))}")
     return state
 
 
@@ -60,8 +56,6 @@ def load_network(
     try:
         model.load_state_dict((ema and state["ema"]) or state["model"])
     except RuntimeError as error:
-        raise ValueError(
-            f"{weights}: does not fit {cfg or 'its cfg'}: {str(error).splitlines()[-1].strip()}"
-        ) from None
+        raise ValueError(f"{weights}: does not fit {cfg or 'its cfg'}: {str(error).splitlines()[-1].strip()}") from None
     model.seen, model.weights_version = state["seen"], tuple(state.get("version", VERSION))
     return model, state["names"]

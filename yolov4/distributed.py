@@ -1,5 +1,5 @@
-"""Several processes that train one model: who I am, gradients summed, rolling averages joined, all by torchrun's variables.
-Source: PyTorch's torch.distributed; the order of mini-batches is that of one process."""
+"""Several processes that train one model, started by torchrun: gradients summed, rolling averages joined.
+Source: PyTorch's torch.distributed; the result is that of one process with as many mini-batches."""
 
 import os
 
@@ -33,9 +33,7 @@ class Processes:
         if self.world > 1:
             flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
             dist.all_reduce(flat)
-            for tensor, total in zip(
-                tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True
-            ):
+            for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
                 tensor.copy_(total.view_as(tensor))
 
     def any(self, flag: bool, device: torch.device) -> bool:
@@ -65,11 +63,7 @@ class Processes:
 
 def rolling_averages(model: nn.Module) -> dict[str, Tensor]:
     """Means and variances of all batch normalisations."""
-    return {
-        name: buffer
-        for name, buffer in model.named_buffers()
-        if name.endswith(("running_mean", "running_var"))
-    }
+    return {name: buffer for name, buffer in model.named_buffers() if name.endswith(("running_mean", "running_var"))}
 
 
 def local_rank() -> int:

@@ -7,9 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from yolov4.assign import Positives, assign, rank_in_place
 from yolov4.boxes import box_iou, iou_gradient
-from yolov4.cfg import Head, Net
-from yolov4.decode import Decoded, decode
+from yolov4.decoding import Decoded, decode
+from yolov4.sections import Head, Net
 
 CLASS_MATCH = 0.25  # a prediction can only be spared as a negative if some class is more probable than this
 
@@ -30,14 +31,6 @@ class LossTerms(NamedTuple):
 
     total: Tensor
     heads: list[HeadTerms]
-
-
-class Positives(NamedTuple):
-    """Pairs of a prediction and a truth it answers for, in the order of the truths."""
-
-    places: tuple[Tensor, ...]  # image, anchor of the mask, row, column; (n,) each
-    truths: Tensor  # (n, 4) cxcywh relative
-    classes: Tensor  # (n,) int64
 
 
 class Deltas(NamedTuple):
@@ -65,10 +58,7 @@ class DarknetLoss:
         with torch.autocast(logits[0].device.type, enabled=False):
             heads = [head_deltas(each, head, targets) for each, head in zip(logits, self.heads, strict=True)]
             # only the gradient of this sum counts, not its value
-            pull = (
-                -sum((each.float() * delta).sum() for each, (delta, _) in zip(logits, heads, strict=True))
-                / images
-            )
+            pull = -sum((each.float() * delta).sum() for each, (delta, _) in zip(logits, heads, strict=True)) / images
             value = torch.stack([terms.cost for _, terms in heads]).mean() / images
             return LossTerms(pull - pull.detach() + value, [terms for _, terms in heads])
 
@@ -86,10 +76,8 @@ def head_deltas(logits: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, He
     _spare_overlapping(deltas, decoded, head, targets)
     positives = assign(head, targets, decoded.objectness.shape[2:])
     _add_boxes(deltas, decoded, head, positives)
-    rounds = _rounds(positives.places, decoded.objectness.shape)
-    for number in range(
-        int(rounds.max()) + 1 if len(rounds) else 0
-    ):  # truths in one place: one after the other
+    rounds = rank_in_place(positives.places, decoded.objectness.shape)
+    for number in range(int(rounds.max()) + 1 if len(rounds) else 0):  # truths in one place: one after the other
         chosen = rounds == number
         places, classes = tuple(p[chosen] for p in positives.places), positives.classes[chosen]
         _set_objectness(deltas, decoded, head, places, classes)
@@ -105,34 +93,8 @@ def head_deltas(logits: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, He
     return delta, terms
 
 
-def assign(head: Head, targets: Tensor, grid: tuple[int, int]) -> Positives:
-    """Which predictions of a head answer for which truths: in the cell of the truth's centre, the best anchor of all if
-    it is one of this head's, and every other of this head's whose IoU (iou_thresh_kind) is above iou_thresh.
-
-    targets (T, 6) with possible classes; grid (rows, columns).
-    """
-    h, w = grid
-    anchors = targets.new_tensor(head.all_anchors) / (
-        targets.new_tensor((w, h)) * head.stride
-    )  # (N, 2) relative
-    anchors = torch.cat((torch.zeros_like(anchors), anchors), 1)  # at the origin, as the truths below
-    shapes = torch.cat((torch.zeros_like(targets[:, 4:]), targets[:, 4:]), 1)
-    best = box_iou(anchors[None], shapes[:, None]).argmax(1)  # (T,)
-    mask = torch.tensor(head.mask, device=targets.device)
-    answers = best[:, None] == mask  # (T, A)
-    if head.iou_thresh < 1:
-        answers = answers | (
-            box_iou(anchors[mask][None], shapes[:, None], head.iou_thresh_kind) > head.iou_thresh
-        )
-    truth, anchor = answers.nonzero(as_tuple=True)
-    chosen = targets[truth]
-    # a centre on the right or lower border is in the last cell
-    column, row = (chosen[:, 2] * w).long().clamp(0, w - 1), (chosen[:, 3] * h).long().clamp(0, h - 1)
-    return Positives((chosen[:, 0].long(), anchor, row, column), chosen[:, 2:], chosen[:, 1].long())
-
-
 def _spare_overlapping(deltas: Deltas, decoded: Decoded, head: Head, targets: Tensor) -> None:
-    """Predictions that overlap a truth by more than ignore_thresh are no negatives; by more than truth_thresh, positives."""
+    """Predictions that overlap a truth by more than ignore_thresh are no negatives; above truth_thresh, positives."""
     for image in range(len(decoded.boxes)):
         truths = targets[targets[:, 0] == image]
         matching = (decoded.classes[image] > CLASS_MATCH).any(-1)  # of any class, not the truth's
@@ -159,54 +121,45 @@ def _spare_overlapping(deltas: Deltas, decoded: Decoded, head: Head, targets: Te
         _set_classes(deltas, decoded, head, at, classes)
         if head.objectness_smooth:
             at_class = (*at, classes)
-            deltas.classes[at_class] = class_multipliers(head, iou)[classes] * (
-                target - decoded.classes[at_class]
-            )
+            deltas.classes[at_class] = class_multipliers(head, iou)[classes] * (target - decoded.classes[at_class])
         _add_boxes(deltas, decoded, head, Positives(at, truths[:, 2:], classes))
 
 
 def _add_boxes(deltas: Deltas, decoded: Decoded, head: Head, positives: Positives) -> None:
     """Box deltas of all truths in a place add up."""
     boxes, truths = decoded.boxes[positives.places], positives.truths
-    rows, columns = decoded.objectness.shape[2:]
-    grid = boxes.new_tensor((columns, rows))
+    grid = boxes.new_tensor(decoded.objectness.shape[:1:-1])  # columns, rows
     anchors = boxes.new_tensor(head.anchors)[positives.places[1]] / (grid * head.stride)
+    scale = head.iou_normalizer * class_multipliers(head, boxes)[positives.classes, None]
     if head.iou_loss == "mse":
-        sizes = boxes[:, 2:] / anchors, truths[:, 2:] / anchors
-        was, wanted = (size.sqrt() / 2 if head.new_coords else size.log() for size in sizes)
-        delta = torch.cat(((truths[:, :2] - boxes[:, :2]) * grid, wanted - was), 1)
-        delta = delta * (2 - truths[:, 2:].prod(1, keepdim=True)) * head.iou_normalizer
+        delta = _mse_delta(boxes, truths, anchors, grid, head.new_coords) * scale
     else:
-        # Darknet avoids a division by 0 in this way
-        positive = torch.cat((boxes[:, :2], torch.where(boxes[:, 2:] == 0, 1.0, boxes[:, 2:])), 1)
-        delta = iou_gradient(positive, truths, head.iou_loss)
+        # a side that vanished counts as 1: Darknet's way around a division by 0
+        sides = torch.where(boxes[:, 2:] == 0, 1.0, boxes[:, 2:])
+        delta = iou_gradient(torch.cat((boxes[:, :2], sides), 1), truths, head.iou_loss)
         if not head.new_coords:  # the derivative of exp(t) belongs to w, h alone
             delta = torch.cat((delta[:, :2], delta[:, 2:] * boxes[:, 2:] / anchors), 1)
-        delta = delta * head.iou_normalizer
-    multiplier = class_multipliers(head, boxes)[positives.classes, None]
-    delta = (delta * multiplier).nan_to_num(0, 0, 0) if head.iou_loss != "mse" else delta * multiplier
-    if head.iou_loss != "mse":
-        delta = delta.clamp(-head.max_delta, head.max_delta)
+        delta = (delta * scale).nan_to_num(0, 0, 0).clamp(-head.max_delta, head.max_delta)
     deltas.boxes.index_put_(positives.places, delta, accumulate=True)
 
 
-def _set_objectness(
-    deltas: Deltas, decoded: Decoded, head: Head, places: tuple[Tensor, ...], classes: Tensor
-) -> None:
-    towards = (
-        class_multipliers(head, decoded.boxes)[classes]
-        * head.obj_normalizer
-        * (1 - decoded.objectness[places])
-    )
+def _mse_delta(boxes: Tensor, truths: Tensor, anchors: Tensor, grid: Tensor, new_coords: bool) -> Tensor:
+    """Differences of x, y in cells, and of w, h as the head has them, more for small truths.  All (n, 4) or (n, 2)."""
+    was, wanted = boxes[:, 2:] / anchors, truths[:, 2:] / anchors
+    was, wanted = (was.sqrt() / 2, wanted.sqrt() / 2) if new_coords else (was.log(), wanted.log())
+    delta = torch.cat(((truths[:, :2] - boxes[:, :2]) * grid, wanted - was), 1)
+    return delta * (2 - truths[:, 2:].prod(1, keepdim=True))
+
+
+def _set_objectness(deltas: Deltas, decoded: Decoded, head: Head, places: tuple[Tensor, ...], classes: Tensor) -> None:
+    towards = class_multipliers(head, decoded.boxes)[classes] * head.obj_normalizer * (1 - decoded.objectness[places])
     if head.objectness_smooth:  # then the target is the IoU where there is one
         current = deltas.objectness[places]
         towards = torch.where(current == 0, towards, current)
     deltas.objectness[places] = towards
 
 
-def _set_classes(
-    deltas: Deltas, decoded: Decoded, head: Head, places: tuple[Tensor, ...], classes: Tensor
-) -> None:
+def _set_classes(deltas: Deltas, decoded: Decoded, head: Head, places: tuple[Tensor, ...], classes: Tensor) -> None:
     """places are distinct, (n,) each; classes (n,)."""
     probabilities, current = decoded.classes[places], deltas.classes[places]  # (n, C)
     own = torch.nn.functional.one_hot(classes, head.classes).bool()
@@ -232,19 +185,6 @@ def _average_boxes(deltas: Deltas) -> None:
     classes = (deltas.classes[places] > 0).sum(-1)
     divisor = torch.where(deltas.objectness[places] != 0, classes.clamp(min=1), 1)
     deltas.boxes[places] /= divisor[:, None]
-
-
-def _rounds(places: tuple[Tensor, ...], shape: torch.Size) -> Tensor:
-    """How many earlier positives have the same place, (n,)."""
-    flat = places[0]
-    for index, length in zip(places[1:], shape[1:], strict=True):
-        flat = flat * length + index
-    _, group, counts = flat.unique(return_inverse=True, return_counts=True)
-    order = group.argsort(stable=True)
-    first = counts.cumsum(0) - counts
-    rounds = torch.empty_like(flat)
-    rounds[order] = torch.arange(len(flat), device=flat.device) - first[group[order]]
-    return rounds
 
 
 def _terms(deltas: Deltas, decoded: Decoded, head: Head, positives: Positives) -> HeadTerms:

@@ -4,13 +4,17 @@ Source: the make_*_layer functions of Darknet; BFLOPs are counted as it prints t
 from dataclasses import fields
 from typing import NamedTuple
 
-from yolov4.cfg import Convolutional, Head, Maxpool, Network, Route, Section, Shortcut, Upsample, Yolo
+from yolov4.sections import Convolutional, Head, Maxpool, Network, Route, Section, Shortcut, Upsample, Yolo
 
 IMAGE = -1  # the source that is no layer
 
 
 class Layer(NamedTuple):
-    """A section in its place.  Shapes are (channels, height, width); `flops` counts a multiply-add as two."""
+    """A section in its place.
+
+    Shapes are (channels, height, width).  parameters: floats in the .weights file, rolling averages included.  flops:
+    a multiply-add counts as two.
+    """
 
     index: int
     section: Section
@@ -124,7 +128,8 @@ def _check_head(yolo: Yolo, before: Section | None, channels: int, name: str) ->
     line = yolo.lines.get("", 0)
     bad = [m for m in yolo.mask if not 0 <= m < yolo.num]
     if bad:
-        raise ValueError(f"{name}:{yolo.lines.get('mask', line)}: [yolo] mask {bad[0]}, but num={yolo.num} (0..{yolo.num - 1})")
+        at = yolo.lines.get("mask", line)
+        raise ValueError(f"{name}:{at}: [yolo] mask {bad[0]}, but num={yolo.num} (0..{yolo.num - 1})")
     if len(yolo.anchors) != yolo.num:
         found = f"{len(yolo.anchors)} anchors, but num={yolo.num}"
         raise ValueError(f"{name}:{yolo.lines.get('anchors', line)}: [yolo] has {found}, expected as many")

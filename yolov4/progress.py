@@ -21,15 +21,11 @@ class Progress:
 
     def advance(self, update: Update) -> None:
         self.iteration += 1
-        self.average_loss = (
-            0.9 * self.average_loss + 0.1 * update.loss if self.average_loss >= 0 else update.loss
-        )
+        self.average_loss = 0.9 * self.average_loss + 0.1 * update.loss if self.average_loss >= 0 else update.loss
 
     def line(self, update: Update, speed: float, data_share: float) -> str:
         """Terms, rate, images a second, share of the time that was spent waiting for data."""
-        parts = {
-            part: sum(getattr(head, f"{part}_loss") for head in update.heads) for part in ("class", "iou")
-        }
+        parts = {part: sum(getattr(head, f"{part}_loss") for head in update.heads) for part in ("class", "iou")}
         terms = "".join(f", {part} {loss:.2f}" for part, loss in parts.items())
         overlap = "/".join(f"{head.average_iou:.2f}" for head in update.heads)
         mean_ap = f", mAP {self.last_map:.2%}" if self.last_map >= 0 else ""
@@ -39,11 +35,11 @@ class Progress:
         )
 
 
-def darknet_log(update: Update, layers: Iterable[int]) -> str:
+def darknet_log(update: Update, layers: list[int]) -> str:
     """The heads of an update in the words of Darknet's log, a line a yolo layer."""
     return "\n".join(
-        f"Region {layer} Avg (IOU: {terms.average_iou:.6f}), count: {terms.count:g}, class_loss = {terms.class_loss:.6f}, "
-        f"iou_loss = {terms.iou_loss:.6f}, total_loss = {terms.total_loss:.6f}"
+        f"Region {layer} Avg (IOU: {terms.average_iou:.6f}), count: {terms.count:g}, "
+        f"class_loss = {terms.class_loss:.6f}, iou_loss = {terms.iou_loss:.6f}, total_loss = {terms.total_loss:.6f}"
         for layer, terms in zip(layers, update.heads, strict=True)
     )
 

@@ -11,10 +11,11 @@ import numpy as np
 from torch import Tensor
 
 from yolov4 import plots
-from yolov4.cfg import Network, format_cfg
+from yolov4.cfg import format_cfg
 from yolov4.checkpoint import save_checkpoint
 from yolov4.files import replacing
 from yolov4.model import Darknet
+from yolov4.sections import Network
 from yolov4.settings import Settings
 from yolov4.updates import Update
 from yolov4.weights import save_weights
@@ -32,9 +33,7 @@ SHOWN_TERMS = (
 class RunFolder:
     """The files of one run.  `iteration`: what of results.csv counts when a run goes on."""
 
-    def __init__(
-        self, path: Path, network: Network, names: list[str], settings: Settings, iteration: int = 0
-    ):
+    def __init__(self, path: Path, network: Network, names: list[str], settings: Settings, iteration: int = 0):
         self.path, self.name, self.names, self.network = path, path.name, names, network
         path.mkdir(parents=True, exist_ok=True)
         self._text(f"{self.name}.cfg", format_cfg(network.net, network.sections))
@@ -62,14 +61,10 @@ class RunFolder:
         if not iteration or not path.exists():
             return []
         with path.open(newline="", encoding="utf-8") as file:
-            complete = (
-                row for row in csv.DictReader(file) if row["iteration"].isdigit() and None not in row.values()
-            )
+            complete = (row for row in csv.DictReader(file) if row["iteration"].isdigit() and None not in row.values())
             return [row for row in complete if int(row["iteration"]) <= iteration]
 
-    def log(
-        self, iteration: int, update: Update, speed: float, data_share: float, mean_ap: float | None
-    ) -> None:
+    def log(self, iteration: int, update: Update, speed: float, data_share: float, mean_ap: float | None) -> None:
         """One row of results.csv."""
         values = [iteration, f"{update.loss:.6g}", f"{update.rate:.6g}", f"{speed:.4g}", f"{data_share:.3f}"]
         values.append("" if mean_ap is None else f"{mean_ap:.6f}")

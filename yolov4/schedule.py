@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from yolov4.cfg import Net
+from yolov4.sections import Net
 
 
 def learning_rate(iteration: int, net: Net) -> float:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import ceil
 
-from yolov4.cfg import Network
+from yolov4.sections import Network
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,13 +46,9 @@ def configured(network: Network, settings: Settings, images: int, say: Callable[
     keys = ("batch", "subdivisions", "learning_rate", "policy", "width", "height")
     given = {key: getattr(settings, key) for key in keys if getattr(settings, key) is not None}
     batch = given.get("batch", net.batch)
-    iterations = (
-        ceil(settings.epochs * images / batch) if settings.epochs else settings.max_batches or net.max_batches
-    )
+    iterations = ceil(settings.epochs * images / batch) if settings.epochs else settings.max_batches or net.max_batches
     if iterations < 1:
-        raise ValueError(
-            f"{network.name}: [net] has no max_batches, expected it there, or --max-batches, or --epochs"
-        )
+        raise ValueError(f"{network.name}: [net] has no max_batches, expected it there, or --max-batches, or --epochs")
     if iterations != net.max_batches:
         given["max_batches"] = iterations
         if net.max_batches:
@@ -63,6 +59,6 @@ def configured(network: Network, settings: Settings, images: int, say: Callable[
     net = replace(net, **given)
     if net.batch < 1 or net.subdivisions < 1 or net.batch % net.subdivisions:
         raise ValueError(
-            f"{network.name}: batch={net.batch} and subdivisions={net.subdivisions}, expected a multiple of subdivisions"
+            f"{network.name}: batch={net.batch} and subdivisions={net.subdivisions}, expected it to be a multiple"
         )
     return network._replace(net=net)

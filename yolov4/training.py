@@ -31,13 +31,9 @@ class Training:
     Raises ValueError for data and files that do not fit; `run` raises NonFiniteLoss where the loss is no number.
     """
 
-    def __init__(
-        self, settings: Settings, folder: Path, resume: bool = False, say: Callable[[str], None] = tqdm.write
-    ):
+    def __init__(self, settings: Settings, folder: Path, resume: bool = False, say: Callable[[str], None] = tqdm.write):
         device = choose_device(settings.device)
-        self.device = (
-            torch.device("cuda", local_rank()) if device.type == "cuda" and device.index is None else device
-        )
+        self.device = torch.device("cuda", local_rank()) if device.type == "cuda" and device.index is None else device
         self.processes = Processes(self.device)
         self.settings, self.folder = settings, folder
         self.say = say if self.processes.first else lambda line: None
@@ -51,9 +47,7 @@ class Training:
         generator = torch.Generator().manual_seed(settings.seed)
         self.model = Darknet(self.network, generator).to(self.device, memory_format=torch.channels_last)
         if len(self.names) != self.model.heads[-1].classes:
-            found = (
-                f"{len(self.names)} names, but {self.network.name} has {self.model.heads[-1].classes} classes"
-            )
+            found = f"{len(self.names)} names, but {self.network.name} has {self.model.heads[-1].classes} classes"
             raise ValueError(f"{settings.names}: {found}, expected as many")
         self.paths = self._inspect(paths)
         self.updater = Updater(self.model, self.net, self.processes, settings.amp)
@@ -65,9 +59,7 @@ class Training:
                 "expected less; --clear starts again at 0, --max-batches goes on for longer"
             )
         iteration = self.progress.iteration
-        self.files = (
-            RunFolder(folder, self.network, self.names, settings, iteration) if self.processes.first else None
-        )
+        self.files = RunFolder(folder, self.network, self.names, settings, iteration) if self.processes.first else None
 
     def run(self) -> Path:
         """Trains to the end, or until it is stopped (SIGINT, SIGTERM), and returns the run's folder."""
@@ -102,9 +94,7 @@ class Training:
         progress, start = self.progress, time.perf_counter()
         iteration = progress.iteration + 1
         torch.manual_seed(self.settings.seed << 32 | iteration)  # of dropout: the same after a resume
-        update = self.updater.update(
-            iteration, self._pictured(iteration, islice(batches, self.updater.mini_batches))
-        )
+        update = self.updater.update(iteration, self._pictured(iteration, islice(batches, self.updater.mini_batches)))
         self.ema.update(self.model, iteration)
         progress.advance(update)
         seconds = time.perf_counter() - start
@@ -112,16 +102,11 @@ class Training:
         mean_ap = self._evaluate() if self._is_evaluated(iteration) else None
         if self.files:
             self.files.log(iteration, update, speed, data_share, mean_ap)
-            if (
-                mean_ap is not None
-                or iteration % self.settings.save_every == 0
-                or iteration == self.net.max_batches
-            ):
+            if mean_ap is not None or iteration % self.settings.save_every == 0 or iteration == self.net.max_batches:
                 self._save()
         if iteration in (1, self.net.max_batches):
-            self.say(
-                f"iteration {iteration}, rate {update.rate:.6g}\n{darknet_log(update, (head.index for head in self.model.heads))}"
-            )
+            log = darknet_log(update, [head.index for head in self.model.heads])
+            self.say(f"iteration {iteration}, rate {update.rate:.6g}\n{log}")
         return progress.line(update, speed, data_share)
 
     def _pictured(self, iteration: int, batches: Iterator) -> Iterator:
@@ -153,8 +138,7 @@ class Training:
                 self.progress.best_map = mean_ap
                 self.files.save_best(model, self.progress.iteration * self.net.batch)
             self.say(
-                f"iteration {self.progress.iteration}: mAP@0.50 = {mean_ap:.2%}"
-                + (", the best so far" if best else "")
+                f"iteration {self.progress.iteration}: mAP@0.50 = {mean_ap:.2%}" + (", the best so far" if best else "")
             )
             if self.progress.iteration == self.net.max_batches:
                 self.say(result.table(self.names))
@@ -198,9 +182,7 @@ class Training:
         report = inspect(paths, self.names, size, self.settings.train)
         reports = [report]
         if self.settings.valid:
-            reports.append(
-                inspect(read_image_list(self.settings.valid), self.names, size, self.settings.valid)
-            )
+            reports.append(inspect(read_image_list(self.settings.valid), self.names, size, self.settings.valid))
         for each in reports:
             self.say("\n".join(each.lines()))
             each.check()

@@ -9,11 +9,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from yolov4.cfg import Convolutional, Net
 from yolov4.distributed import Processes, rolling_averages
 from yolov4.loss import DarknetLoss, HeadTerms
 from yolov4.model import Darknet
 from yolov4.schedule import learning_rate
+from yolov4.sections import Convolutional, Net
 
 AMP_TYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -56,18 +56,12 @@ class Updater:
         process' mini-batches are taken from it.  Raises NonFiniteLoss before anything is changed."""
         self.model.train()
         self.model.frozen = self._frozen(iteration)
-        before = (
-            {k: v.clone() for k, v in rolling_averages(self.model).items()}
-            if self.processes.world > 1
-            else {}
-        )
+        before = {k: v.clone() for k, v in rolling_averages(self.model).items()} if self.processes.world > 1 else {}
         self.optimiser.zero_grad(set_to_none=False)
         rate, reports, files = learning_rate(iteration, self.net), [], []
         for _, (images, targets, names) in zip(range(self.mini_batches), batches, strict=False):
             terms = self._backward(images, targets)
-            reports.append(
-                torch.stack([terms.total.detach(), *(term for head in terms.heads for term in head)])
-            )
+            reports.append(torch.stack([terms.total.detach(), *(term for head in terms.heads for term in head)]))
             files.append(names)
         losses, heads = self._report(iteration, rate, torch.stack(reports), files)
         self.processes.sum(*(p.grad for p in self.model.parameters()))
@@ -87,9 +81,7 @@ class Updater:
         self.scaler.scale(terms.total / (self.mini_batches * self.processes.world)).backward()
         return terms
 
-    def _report(
-        self, iteration: int, rate: float, reports: Tensor, files: list
-    ) -> tuple[float, list[HeadTerms]]:
+    def _report(self, iteration: int, rate: float, reports: Tensor, files: list) -> tuple[float, list[HeadTerms]]:
         """reports (mini-batches, 1 + heads * terms): the only place where the host waits for the device."""
         finite = reports[:, 0].isfinite()
         rows = torch.cat((reports.mean(0), finite.float())).tolist()
@@ -97,9 +89,7 @@ class Updater:
         heads = [HeadTerms(*rows[i : i + width]) for i in range(1, reports.shape[1], width)]
         bad = [names for names, good in zip(files, rows[reports.shape[1] :], strict=True) if not good]
         if self.processes.any(bool(bad), self.device):
-            shown = (
-                ", ".join(str(name) for image in bad[0] for name in image) if bad else "of another process"
-            )
+            shown = ", ".join(str(name) for image in bad[0] for name in image) if bad else "of another process"
             parts = "; ".join(
                 f"head {h.index}: class_loss {t.class_loss:.4g}, iou_loss {t.iou_loss:.4g}"
                 for h, t in zip(self.model.heads, heads, strict=True)

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from yolov4.cfg import Yolo
 from yolov4.files import replacing
-from yolov4.model import Add, Darknet
+from yolov4.layers import Add
+from yolov4.model import Darknet
 
 VERSION = (0, 2, 5)  # what Darknet writes
 
@@ -100,17 +100,13 @@ def _read_header(path: Path) -> tuple[tuple[int, int, int], int, int]:
         if start.startswith(signature):
             raise ValueError(f"{path}: is {kind}, expected a Darknet .weights file")
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise ValueError(
-            f"{path}: is an HTML page, expected a Darknet .weights file: the download went wrong"
-        )
+        raise ValueError(f"{path}: is an HTML page, expected a Darknet .weights file: the download went wrong")
     if len(start) < 16:
-        raise ValueError(
-            f"{path}: has {len(start)} bytes, expected a header of 16 or 20 and weights after it"
-        )
+        raise ValueError(f"{path}: has {len(start)} bytes, expected a header of 16 or 20 and weights after it")
     version = tuple(int(v) for v in np.frombuffer(start[:12], "<i4"))
     if not (0 <= version[0] < 100 and 0 <= version[1] < 100):
-        raise ValueError(f"{path}: starts with version {'.'.join(map(str, version))}, expected 0.1.0 to 0.2.5 or so: "
-                         "not a Darknet .weights file")  # fmt: skip
+        found = ".".join(map(str, version))
+        raise ValueError(f"{path}: starts with version {found}, expected 0.1.0 to 0.2.5: not a Darknet .weights file")
     wide = version[0] * 10 + version[1] >= 2
     if wide and len(start) < 20:
         raise ValueError(f"{path}: has {len(start)} bytes, expected a header of 20 and weights after it")
@@ -118,27 +114,28 @@ def _read_header(path: Path) -> tuple[tuple[int, int, int], int, int]:
     return version, seen, 20 if wide else 16
 
 
-def _misfit(
-    model: Darknet, path: Path, size: int, ends: np.ndarray, groups: list[tuple[int, list[Tensor]]]
-) -> str:
+def _misfit(model: Darknet, path: Path, size: int, ends: np.ndarray, groups: list[tuple[int, list[Tensor]]]) -> str:
     """Why a body of `size` bytes does not fit, in one sentence."""
-    floats, expected = size // 4, int(ends[-1])
-    heads = {h.index - 1: h for h in model.heads}
-    # weights of a head's convolution for one more class: its filters' share of biases and weights
-    per_class = sum(
-        sum(t.numel() for t in tensors) * len(heads[index].anchors) // (len(heads[index].anchors) * (5 + heads[index].classes))
-        for index, tensors in groups
-        if index in heads and isinstance(model.plan[index + 1].section, Yolo)
-    )  # fmt: skip
-    classes = model.heads[0].classes if model.heads else 0
-    other = classes + (floats - expected) / per_class if per_class else 0
-    where = f"{path}: holds {floats:,} floats"
-    if size % 4 == 0 and other >= 1 and other == int(other) and floats != expected:
-        return (f"{where}, weights of {int(other)} classes, but {model.network.name} has {classes} classes "
-                f"({expected:,} floats); use the cfg of the weights, or the first layers of them (cvt2darknet.py --upto)")  # fmt: skip
-    if size > 4 * expected:
-        return f"{where} and {size % 4} bytes, too long for {model.network.name}, which has {expected:,}"
+    name, floats, expected = model.network.name, size // 4, int(ends[-1])
+    found = f"{path}: holds {floats:,} floats" + (f" and {size % 4} bytes" if size % 4 else "")
+    classes = _classes_of(model, floats - expected)
+    if not size % 4 and classes:
+        return (
+            f"{found}, weights of {classes} classes, but {name} has {model.heads[0].classes} classes "
+            f"({expected:,} floats); take the cfg of the weights, or their first layers alone (cvt2darknet.py --upto)"
+        )
+    if floats >= expected:
+        return f"{found}, too long for {name}, expected {expected:,}"
     group = int(np.searchsorted(ends, floats, side="right")) - 1
-    group = min(group, len(groups) - 1)
-    return (f"{where}{f' and {size % 4} bytes' if size % 4 else ''}, cut in layer {groups[group][0]} of {model.network.name}, "
-            f"expected {int(ends[group + 1]):,} up to there or {expected:,} in all")  # fmt: skip
+    layer, end = groups[group][0], int(ends[group + 1])
+    return f"{found}, cut in layer {layer} of {name}, expected {end:,} up to its end or {expected:,} in all"
+
+
+def _classes_of(model: Darknet, more: int) -> int | None:
+    """The number of classes that would make the network's weights `more` floats longer, if there is one."""
+    convolutions = [(head, model.layers[head.index - 1][0]) for head in model.heads]
+    per_class = sum(len(head.anchors) * (layer.weight[0].numel() + 1) for head, layer in convolutions)
+    if not per_class or more % per_class or more == 0:
+        return None
+    classes = model.heads[0].classes + more // per_class
+    return classes if classes > 0 else None

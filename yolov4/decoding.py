@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from yolov4.boxes import cxcywh_to_xyxy, nms
-from yolov4.cfg import Head
+from yolov4.sections import Head
 
 
 class Decoded(NamedTuple):
@@ -79,18 +79,18 @@ def detections_from_logits(
 
 def _candidates(decoded: Decoded, thresh: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """image index (n,), boxes (n, 4) cxcywh, scores (n,), labels (n,) of all classes above thresh"""
-    images, *places = (decoded.objectness > thresh).nonzero(as_tuple=True)
-    scores = decoded.objectness[images, *places, None] * decoded.classes[images, *places]  # (m, C)
+    places = (decoded.objectness > thresh).nonzero(as_tuple=True)  # image, anchor, row, column
+    scores = decoded.objectness[places][:, None] * decoded.classes[places]  # (m, C)
     rows, labels = (scores > thresh).nonzero(as_tuple=True)
-    return images[rows], decoded.boxes[images, *places][rows], scores[rows, labels], labels
+    return places[0][rows], decoded.boxes[places][rows], scores[rows, labels], labels
 
 
 def _undo_letterbox(boxes: Tensor, image_size: tuple[int, int], network_size: tuple[int, int]) -> Tensor:
     """Boxes cxcywh relative to the network input -> relative to the image that was fitted into it."""
     (width, height), (network_width, network_height) = image_size, network_size
     if network_width / width < network_height / height:
-        fitted = (network_width, height * network_width // width)
+        fitted = (network_width, max(1, height * network_width // width))
     else:
-        fitted = (width * network_height // height, network_height)
+        fitted = (max(1, width * network_height // height), network_height)
     ratio = boxes.new_tensor(fitted) / boxes.new_tensor(network_size)
     return torch.cat(((boxes[:, :2] - (1 - ratio) / 2) / ratio, boxes[:, 2:] / ratio), 1)

@@ -1,0 +1,86 @@
+"""What the tests share: where the material lies, the golden results of Darknet, weights made from a seed.
+Source: ../shared/golden/README.md; a copy of the small golden files is in tests/golden."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from yolov4.plan import plan_layers
+from yolov4.sections import Convolutional, Network, Shortcut
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = ROOT.parent / "shared"
+
+
+def shared_files(*patterns: str) -> list:
+    """Parameters for a test on files of ../shared; one that skips and says why where there are none."""
+    found = [path for pattern in patterns for path in sorted(SHARED.glob(pattern))]
+    missing = pytest.mark.skip(reason=f"{SHARED} has no {', '.join(patterns)}")
+    return [pytest.param(path, id=path.stem) for path in found] or [pytest.param(None, marks=missing)]
+
+
+def golden_names(folder: str) -> list[str]:
+    """Names of the golden files NAME.npz of a folder, wherever they lie."""
+    found = {path.stem for place in (ROOT / "tests", SHARED) for path in (place / "golden" / folder).glob("*.npz")}
+    return sorted(found)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder ../shared, or the test is skipped."""
+    if not SHARED.is_dir():
+        pytest.skip(f"needs {SHARED}, which is not here")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """golden(name) reads a result of Darknet: .npz -> dict of arrays (0-d ones as plain values), .json."""
+
+    def load(name: str):
+        places = [place / "golden" / name for place in (ROOT / "tests", SHARED)]
+        path = next((path for path in places if path.exists()), None)
+        if path is None:
+            pytest.skip(f"needs {places[1]}, which is not here")
+        if path.suffix == ".json":
+            return json.loads(path.read_text())
+        with np.load(path) as arrays:
+            return {key: arrays[key] if arrays[key].ndim else arrays[key].item() for key in arrays.files}
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def write_seeded_weights():
+    """write_seeded_weights(path, network, seed): the weights that the golden results were made with."""
+    return _write_seeded_weights
+
+
+def _write_seeded_weights(path: Path, network: Network, seed: int) -> None:
+    random = np.random.Generator(np.random.PCG64(seed))
+
+    def uniform(count: int, low: float, high: float) -> np.ndarray:
+        return random.random(count, dtype=np.float32) * np.float32(high - low) + np.float32(low)
+
+    with path.open("wb") as file:
+        np.array([0, 2, 5, 0, 0], "<i4").tofile(file)
+        for layer in plan_layers(network):
+            section = layer.section
+            if not isinstance(section, Convolutional):
+                continue
+            fan_in = layer.input_shape[0] // section.groups * section.size**2
+            limits = [(-0.1, 0.1), (0.5, 1.5)] * 2 if section.batch_normalize else [(-0.5, 0.5)]
+            for low, high in limits:
+                uniform(section.filters, low, high).tofile(file)
+            bound = (6 / fan_in) ** 0.5 if section.batch_normalize else 0.5 * (3 / fan_in) ** 0.5
+            if isinstance(network.sections[layer.index + 1], Shortcut):
+                bound *= 0.2  # the sums of deep networks stay near 1
+            uniform(section.filters * fan_in, -bound, bound).tofile(file)

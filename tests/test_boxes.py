@@ -1,0 +1,113 @@
+"""IoU of every kind and NMS of every kind, by hand and against the double loop.
+Source: Darknet's src/box.c; style.md: four boxes by hand, zero boxes, vectorised against the loop."""
+
+import math
+
+import pytest
+import torch
+
+from yolov4.boxes import box_iou, nms
+
+SQUARE = (0.4, 0.4, 0.2, 0.2)
+PAIRS = {  # second box: iou, giou, diou with exponent 1, worked by hand against SQUARE
+    "the same": (SQUARE, 1, 1, 1),
+    "half over": ((0.5, 0.4, 0.2, 0.2), 1 / 3, 1 / 3, 1 / 3 - 0.01 / 0.13),
+    "inside": ((0.4, 0.4, 0.1, 0.1), 0.25, 0.25, 0.25),
+    "diagonal": ((0.5, 0.5, 0.2, 0.2), 1 / 7, 1 / 7 - 2 / 9, 1 / 7 - 0.02 / 0.18),
+    "touching": ((0.6, 0.4, 0.2, 0.2), 0, 0, -0.04 / 0.2),
+    "apart": ((0.8, 0.4, 0.2, 0.2), 0, -1 / 3, -0.16 / 0.4),
+}
+
+
+@pytest.mark.parametrize(("box", "iou", "giou", "diou"), PAIRS.values(), ids=PAIRS)
+def test_iou_kinds_by_hand(box, iou, giou, diou):
+    a, b = torch.tensor(SQUARE, dtype=torch.float64), torch.tensor(box, dtype=torch.float64)
+    for first, second in ((a, b), (b, a)):
+        assert box_iou(first, second).item() == pytest.approx(iou, abs=1e-9)
+        assert box_iou(first, second, "giou").item() == pytest.approx(giou, abs=1e-9)
+        assert box_iou(first, second, "diou", 1.0).item() == pytest.approx(diou, abs=1e-9)
+        assert box_iou(first, second, "diou").item() == pytest.approx(iou - (iou - diou) ** 0.6, abs=1e-9)
+        assert box_iou(first, second, "ciou").item() == pytest.approx(diou, abs=1e-9)  # both are squares
+
+
+def test_ciou_takes_the_aspect_into_account():
+    a, b = torch.tensor([0.5, 0.5, 0.4, 0.2]), torch.tensor([0.5, 0.5, 0.2, 0.4])
+    v = 4 / math.pi**2 * (math.atan(2) - math.atan(0.5)) ** 2
+    assert box_iou(a, b, "ciou").item() == pytest.approx(1 / 3 - v * v / (1 - 1 / 3 + v + 1e-6), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["iou", "giou", "diou", "ciou"])
+def test_iou_broadcasts_and_boxes_of_no_size_are_finite(kind):
+    boxes = random_boxes(5)
+    boxes[3, 3 if kind == "ciou" else slice(2, 4)] = 0  # the aspect of a point is no number, in Darknet too
+    table = box_iou(boxes[:, None], boxes[None], kind)
+    assert table.shape == (5, 5) and torch.isfinite(table).all()
+    for i in range(5):
+        for j in range(5):
+            torch.testing.assert_close(table[i, j], box_iou(boxes[i], boxes[j], kind))
+    assert box_iou(torch.zeros(0, 1, 4), boxes[None], kind).shape == (0, 5)
+
+
+def random_boxes(count, seed=0):
+    values = torch.rand(count, 4, generator=torch.Generator().manual_seed(seed))
+    return torch.cat((values[:, :2] * 0.6 + 0.2, values[:, 2:] * 0.3 + 0.05), 1)
+
+
+def overlap(a, b, kind, beta):
+    (ax, ay, aw, ah), (bx, by, bw, bh) = a, b
+    wide = min(ax + aw / 2, bx + bw / 2) - max(ax - aw / 2, bx - bw / 2)
+    high = min(ay + ah / 2, by + bh / 2) - max(ay - ah / 2, by - bh / 2)
+    intersection = max(wide, 0) * max(high, 0)
+    iou = intersection / (aw * ah + bw * bh - intersection)
+    if kind == "default":
+        return iou
+    across = max(ax + aw / 2, bx + bw / 2) - min(ax - aw / 2, bx - bw / 2)
+    along = max(ay + ah / 2, by + bh / 2) - min(ay - ah / 2, by - bh / 2)
+    exponent = beta if kind == "diounms" else 0.6
+    return iou - (((ax - bx) ** 2 + (ay - by) ** 2) / (across**2 + along**2)) ** exponent
+
+
+def naive_nms(boxes, scores, labels, thresh, kind, beta):
+    """The double loop of Darknet: by falling score, what stays takes away the worse ones of its class."""
+    boxes, kept = boxes.double().tolist(), []
+    for index in sorted(range(len(boxes)), key=lambda i: -scores[i].item()):
+        same = [other for other in kept if labels[other] == labels[index]]
+        if all(overlap(boxes[other], boxes[index], kind, beta) <= thresh for other in same):
+            kept.append(index)
+    return kept
+
+
+@pytest.mark.parametrize("kind", ["default", "greedynms", "diounms"])
+@pytest.mark.parametrize(("count", "classes"), [(0, 1), (1, 1), (2, 1), (60, 1), (300, 4), (700, 2), (40, 80)])
+def test_nms_is_the_double_loop(kind, count, classes):
+    generator = torch.Generator().manual_seed(count)
+    boxes, scores = random_boxes(count, seed=count), torch.rand(count, generator=generator)
+    labels = torch.randint(classes, (count,), generator=generator)
+    kept = nms(boxes, scores, labels, 0.3, kind, 0.8)
+    assert kept.dtype == torch.int64
+    assert kept.tolist() == naive_nms(boxes, scores, labels, 0.3, kind, 0.8)
+
+
+def test_nms_keeps_equal_boxes_of_different_classes_and_the_first_of_equal_scores():
+    boxes = torch.tensor([SQUARE] * 4)
+    scores, labels = torch.tensor([0.5, 0.9, 0.5, 0.9]), torch.tensor([0, 1, 0, 0])
+    assert sorted(nms(boxes, scores, labels, 0.45).tolist()) == [1, 3]
+    assert sorted(nms(boxes, torch.full((4,), 0.5), labels, 0.45).tolist()) == [0, 1]
+
+
+def test_nms_leaves_a_box_that_only_a_suppressed_one_overlaps():
+    # a chain: 0 takes away 1, which would have taken away 2
+    boxes = torch.tensor([[0.30, 0.5, 0.2, 0.2], [0.36, 0.5, 0.2, 0.2], [0.42, 0.5, 0.2, 0.2]])
+    assert nms(boxes, torch.tensor([0.9, 0.8, 0.7]), torch.zeros(3, dtype=torch.int64), 0.45).tolist() == [
+        0,
+        2,
+    ]
+
+
+@pytest.mark.parametrize("between", [0, 600])  # 600: the two are not compared in the same block
+def test_nms_at_exactly_the_threshold_keeps(between):
+    points = torch.cat((random_boxes(between)[:, :2], torch.zeros(between, 2)), 1)  # no size, so no overlap
+    boxes = torch.cat((torch.tensor([[0.5, 0.5, 0.5, 0.5]]), points, torch.tensor([[0.5, 0.5, 0.5, 0.25]])))  # IoU 0.5
+    scores, labels = torch.linspace(0.9, 0.1, len(boxes)), torch.zeros(len(boxes), dtype=torch.int64)
+    assert len(nms(boxes, scores, labels, 0.5)) == len(boxes)
+    assert nms(boxes, scores, labels, 0.499).tolist() == list(range(len(boxes) - 1))

@@ -1,0 +1,147 @@
+"""The diagram of the package holds: imports point down, leaves need nothing, files and functions stay short.
+Source: ../shared/design.md (Modules), ../shared/style.md."""
+
+import ast
+import sys
+
+import pytest
+from conftest import ROOT
+
+import yolov4
+
+# What a module may import of the package, bottom up: only what stands above it here.
+MAY_IMPORT = {
+    # leaves: the standard library only
+    "sections": [],
+    "cfg": ["sections"],
+    "plan": ["sections"],
+    "blocks": ["sections"],
+    "blueprint": ["sections", "cfg", "plan", "blocks"],
+    "files": [],
+    "settings": ["sections"],
+    "runs": ["cfg"],
+    # network
+    "layers": ["sections", "plan"],
+    "model": ["sections", "cfg", "plan", "layers"],
+    "weights": ["files", "layers", "model"],
+    # maths: pure functions of tensors
+    "boxes": [],
+    "decoding": ["sections", "boxes"],
+    "schedule": ["sections"],
+    "assign": ["sections", "boxes"],
+    "loss": ["sections", "boxes", "decoding", "assign"],
+    "result": [],
+    "metrics": ["boxes", "decoding", "result"],
+    # data
+    "augment": [],
+    "data": ["augment"],
+    "sources": ["data"],
+    # views
+    "plots": ["decoding"],
+    "output": ["decoding"],
+    # loops
+    "checkpoint": ["files", "runs", "model", "weights"],
+    "verify": ["decoding", "model", "weights"],
+    "predict": ["cfg", "data", "decoding", "model", "checkpoint"],
+    "evaluation": ["sections", "boxes", "decoding", "data", "metrics", "result", "model", "predict"],
+    "distributed": [],
+    "updates": ["sections", "schedule", "loss", "model", "distributed"],
+    "progress": ["updates"],
+    "runfolder": ["sections", "cfg", "files", "settings", "model", "weights", "checkpoint", "plots", "updates"],
+    "training": [
+        "cfg", "settings", "data", "model", "weights", "checkpoint", "predict", "evaluation", "distributed", "updates",
+        "progress", "runfolder",
+    ],
+}  # fmt: skip
+LEAVES = ("sections", "cfg", "plan", "blocks", "blueprint")
+MATHS = ("boxes", "decoding", "schedule", "assign", "loss", "metrics")
+MODULES = sorted(path for path in (ROOT / "yolov4").glob("*.py") if path.stem != "__init__")
+SCRIPTS = sorted(ROOT.glob("*.py"))
+
+
+def tree_of(path):
+    return ast.parse(path.read_text(encoding="utf-8"), str(path))
+
+
+def imports_of(path):
+    """(modules of the package, top-level names of everything else) that a file imports, anywhere in it"""
+    own, others = set(), set()
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}:{node.lineno}: relative import"
+            names = (
+                [f"{node.module}.{alias.name}" for alias in node.names] if node.module == "yolov4" else [node.module]
+            )
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        else:
+            continue
+        for name in names:
+            package, _, rest = name.partition(".")
+            own.add(rest.split(".")[0]) if package == "yolov4" else others.add(package)
+    return own, others
+
+
+def test_diagram_has_no_upward_arrow():
+    order = list(MAY_IMPORT)
+    for module, allowed in MAY_IMPORT.items():
+        for other in allowed:
+            assert order.index(other) < order.index(module), f"{module} -> {other} points up"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)
+def test_module_imports_only_downwards(path):
+    assert path.stem in MAY_IMPORT, f"{path.name} has no place in the diagram"
+    wrong = imports_of(path)[0] - set(MAY_IMPORT[path.stem])
+    assert not wrong, f"{path.name} imports {', '.join(sorted(wrong))}, expected only {MAY_IMPORT[path.stem]}"
+
+
+@pytest.mark.parametrize("name", LEAVES)
+def test_leaf_imports_the_standard_library_only(name):
+    wrong = imports_of(ROOT / f"yolov4/{name}.py")[1] - sys.stdlib_module_names
+    assert not wrong, f"{name}.py imports {', '.join(sorted(wrong))}"
+
+
+@pytest.mark.parametrize("name", MATHS)
+def test_maths_touches_no_files_and_no_images(name):
+    wrong = imports_of(ROOT / f"yolov4/{name}.py")[1] & {
+        "os",
+        "pathlib",
+        "io",
+        "json",
+        "cv2",
+        "PIL",
+        "sys",
+        "random",
+    }
+    assert not wrong, f"{name}.py imports {', '.join(sorted(wrong))}"
+
+
+@pytest.mark.parametrize("path", MODULES + SCRIPTS, ids=lambda path: path.stem)
+def test_no_star_imports_and_argparse_only_for_a_command(path):
+    tree = tree_of(path)
+    stars = [n.lineno for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and any(a.name == "*" for a in n.names)]
+    assert not stars, f"{path.name}:{stars[0]}: star import"
+    if "argparse" in imports_of(path)[1]:
+        assert any(isinstance(node, ast.FunctionDef) and node.name == "main" for node in tree.body), path.name
+
+
+@pytest.mark.parametrize("path", MODULES + SCRIPTS, ids=lambda path: path.stem)
+def test_file_and_its_functions_are_short(path):
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines <= 230, f"{path.name} has {lines} lines, expected 230 or fewer"
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            length = node.end_lineno - node.lineno + 1
+            assert length <= 40, f"{path.name}:{node.lineno}: {node.name} has {length} lines, expected 40 or fewer"
+
+
+@pytest.mark.parametrize("path", MODULES + SCRIPTS, ids=lambda path: path.stem)
+def test_module_says_what_it_is_for(path):
+    assert ast.get_docstring(tree_of(path)), f"{path.name} has no docstring"
+
+
+@pytest.mark.parametrize("name", sorted(set(yolov4.__all__) - {"augment"}))
+def test_public_name_is_a_function_or_class_whenever_it_is_asked_for(name):
+    # a submodule of the same name takes the place of a function in the package as soon as it is imported
+    assert callable(getattr(yolov4, name)) and callable(getattr(yolov4, name))

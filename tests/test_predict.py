@@ -1,0 +1,188 @@
+"""Darknet's resize and letterbox; the Detector on arrays, files and lists; real models.
+Source: golden/resize.npz and golden/detections_real, results of Darknet."""
+
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from real_detections import REAL_MODELS, photograph, unmatched_detections
+
+from yolov4.cfg import parse_cfg
+from yolov4.checkpoint import load_network
+from yolov4.data import load_image
+from yolov4.model import Darknet
+from yolov4.output import darknet_json
+from yolov4.predict import Detector, choose_device, letterbox_image, resize_image
+from yolov4.weights import save_weights
+
+CFG = """[net]
+width={width}
+height={height}
+letter_box={letter_box}
+[convolutional]
+filters=14
+size=3
+stride=8
+pad=1
+activation=linear
+[yolo]
+mask=0,1
+anchors=10,14, 23,27
+classes=2
+num=2
+"""
+
+
+def small_model(width=64, height=32, letter_box=0) -> Darknet:
+    text = CFG.format(width=width, height=height, letter_box=letter_box)
+    return Darknet(parse_cfg(text), torch.Generator().manual_seed(1))
+
+
+def pictures(count: int) -> list[np.ndarray]:
+    random = np.random.default_rng(3)
+    return [random.integers(0, 256, (40 + 7 * i, 90 - 5 * i, 3), np.uint8) for i in range(count)]
+
+
+def same(a, b) -> bool:
+    return len(a.scores) == len(b.scores) and all(torch.allclose(x, y, atol=1e-4) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("name", ["stretch_416", "stretch_96x160", "letter_208"])
+def test_resize_is_darknets(golden, name):
+    results = golden("resize.npz")
+    wanted = results[name]  # (3, h, w)
+    fit = resize_image if name.startswith("stretch") else letterbox_image
+    found = fit(results["image_bgr"], wanted.shape[:0:-1])
+    assert found.dtype == torch.float32
+    assert np.abs(found.numpy() - wanted).max() <= 1e-6
+
+
+def test_resize_to_the_same_size_only_scales():
+    image = pictures(1)[0]
+    found = resize_image(image, image.shape[1::-1])
+    np.testing.assert_array_equal(found.numpy(), image[..., ::-1].transpose(2, 0, 1).astype(np.float32) / 255)
+
+
+def test_resize_from_and_to_one_pixel():
+    image = np.arange(5 * 3, dtype=np.uint8).reshape(1, 5, 3)
+    assert resize_image(image[:, :1], (4, 6)).unique().numel() == 3
+    # one column is Darknet's last one
+    np.testing.assert_allclose(resize_image(image, (1, 1))[:, 0, 0], image[0, -1, ::-1] / np.float32(255))
+
+
+def test_letterbox_of_a_line_keeps_a_pixel():
+    found = letterbox_image(np.full((1, 500, 3), 255, np.uint8), (64, 64))
+    assert (found == 1).sum() == 3 * 64
+
+
+def test_an_image_alone_in_a_list_and_in_a_batch_is_the_same():
+    detector, images = Detector.from_model(small_model()), pictures(5)
+    singles = [detector(image, 0.1)[0] for image in images]
+    assert sum(len(each.scores) for each in singles) > 5
+    for batch in (1, 2, 5):
+        assert all(map(same, singles, detector(images, 0.1, batch=batch)))
+
+
+def test_paths_and_arrays_mixed_keep_their_order(tmp_path):
+    images = pictures(3)
+    path = tmp_path / "b.png"
+    cv2.imwrite(str(path), images[1])
+    detector = Detector.from_model(small_model())
+    assert all(map(same, detector(images, 0.1), detector([images[0], path, images[2]], 0.1)))
+    assert same(detector(images[1], 0.1)[0], detector(str(path), 0.1)[0])
+
+
+def test_boxes_are_pixels_of_the_original():
+    model = small_model()
+    with torch.no_grad():  # objectness and class sure everywhere, boxes of the anchor's size in the cell's middle
+        model.layers[0][0].weight.zero_()
+        model.layers[0][0].bias.copy_(torch.tensor([0, 0, 0, 0, 9, 9, -9] * 2))
+    image = np.zeros((100, 200, 3), np.uint8)
+    stretched = Detector.from_model(model)(image, nms_thresh=0)[0]
+    first = stretched.boxes[(stretched.boxes[:, :2].sum(1)).argmin()]
+    # cell (0, 0): centre 4, 4 of 64 x 32; anchors 23 x 27
+    centre, half = torch.tensor([12.5, 12.5]), torch.tensor([23 / 64 * 200, 27 / 32 * 100]) / 2
+    torch.testing.assert_close(first, torch.cat((centre - half, centre + half)), atol=1e-3, rtol=0)
+    boxed = Detector.from_model(model, letter_box=True)(np.zeros((100, 100, 3), np.uint8), nms_thresh=0)[0]
+    # 100 x 100 fills 32 x 32 in the middle: a pixel of the network is 100 / 32
+    first = boxed.boxes[(boxed.boxes[:, :2].sum(1)).argmin()]
+    half = torch.tensor([23, 27]) * 100 / 32 / 2
+    centre = torch.tensor([(4 - 16) * 100 / 32, 4 * 100 / 32])
+    torch.testing.assert_close(first, torch.cat((centre - half, centre + half)), atol=1e-3, rtol=0)
+
+
+def test_letter_box_of_the_cfg_holds_and_can_be_overruled():
+    assert Detector.from_model(small_model(letter_box=1)).letter_box
+    assert not Detector.from_model(small_model(letter_box=1), letter_box=False).letter_box
+
+
+def test_the_model_stays_as_it_was():
+    model = small_model().train()
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    Detector.from_model(model)(pictures(1))
+    assert model.training
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        np.zeros((4, 4), np.uint8),
+        np.zeros((4, 4, 3), np.float32),
+        np.zeros((4, 4, 4), np.uint8),
+        np.zeros((0, 4, 3), np.uint8),
+    ],
+)
+def test_an_array_that_is_no_image_is_named(image):
+    with pytest.raises(ValueError, match=r"expected uint8 \(H, W, 3\)"):
+        Detector.from_model(small_model())(image)
+
+
+def test_a_file_that_is_no_image_is_raised_or_skipped(tmp_path):
+    (tmp_path / "a.jpg").write_text("no image")
+    detector, skipped = Detector.from_model(small_model()), []
+    with pytest.raises(ValueError, match=r"a\.jpg"):
+        detector(tmp_path / "a.jpg")
+    sources = [tmp_path / "a.jpg", pictures(1)[0]]
+    found = list(detector.stream(sources, on_error=lambda source, error: skipped.append(source)))
+    assert len(found) == 1 and skipped == [tmp_path / "a.jpg"]
+
+
+def test_wrong_names_and_devices_are_named():
+    with pytest.raises(ValueError, match="3 names, but the network has 2 classes"):
+        Detector.from_model(small_model(), names=["a", "b", "c"])
+    with pytest.raises(ValueError, match="device toaster"):
+        choose_device("toaster")
+    assert Detector.from_model(small_model()).names == ["0", "1"]
+
+
+def test_a_checkpoint_needs_no_cfg(tmp_path):
+    model = small_model()
+    state = {"cfg": CFG.format(width=64, height=32, letter_box=0), "names": ["a", "b"], "model": model.state_dict(),
+             "ema": None, "iteration": 0, "seen": 0}  # fmt: skip
+    torch.save(state, tmp_path / "x.pt")
+    detector = Detector(None, tmp_path / "x.pt")
+    assert detector.names == ["a", "b"]
+    image = pictures(1)[0]
+    assert same(detector(image, 0.1)[0], Detector.from_model(model)(image, 0.1)[0])
+
+
+@pytest.mark.parametrize("model", REAL_MODELS, ids=lambda model: model.folder)
+def test_real_photographs_as_darknet(shared, golden, model):
+    detector = Detector(*model.files(shared))
+    for wanted in golden(model.detections):
+        path = photograph(shared, wanted["image"])
+        found, names = detector(path, 0.05)[0], detector.names
+        objects = darknet_json(1, str(path), names, load_image(path).shape[1::-1], found)["objects"]
+        assert unmatched_detections(model, wanted, objects) == [], path
+
+
+def test_a_network_of_only_its_first_layers_is_refused(shared, tmp_path):
+    folder = shared / "models" / "yolov3-tiny"
+    model, _ = load_network(folder / "yolov3-tiny.weights", folder / "yolov3-tiny.cfg")
+    save_weights(model, tmp_path / "part.weights", upto=5)
+    shutil.copy(folder / "yolov3-tiny.cfg", tmp_path)
+    with pytest.raises(ValueError, match="holds 5 of 24 layers"):
+        Detector(tmp_path / "yolov3-tiny.cfg", tmp_path / "part.weights")

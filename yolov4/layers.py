@@ -1,0 +1,114 @@
+"""The layers that torch.nn does not have as Darknet means them, and the activations by Darknet's names.
+Source: Darknet's src/maxpool_layer.c, shortcut_layer.c, route_layer.c, activations.h."""
+
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from yolov4.plan import convolution_padding
+from yolov4.sections import Convolutional, Shortcut
+
+ACTIVATIONS = {
+    "linear": nn.Identity,
+    "leaky": partial(nn.LeakyReLU, 0.1, inplace=True),
+    "mish": nn.Mish,
+    "swish": partial(nn.SiLU, inplace=True),
+    "relu": partial(nn.ReLU, inplace=True),
+    "relu6": partial(nn.ReLU6, inplace=True),
+    "logistic": nn.Sigmoid,
+    "tanh": nn.Tanh,
+    "elu": nn.ELU,
+    "selu": nn.SELU,
+    "gelu": partial(nn.GELU, approximate="tanh"),
+    "hard_mish": lambda: HardMish(),
+}
+
+
+def convolution(section: Convolutional, channels: int, activation: str) -> nn.Sequential:
+    """Convolution, batch normalisation or nothing, activation."""
+    normalised = section.batch_normalize
+    dilation = section.dilation if section.size > 1 else 1
+    return nn.Sequential(
+        nn.Conv2d(
+            channels, section.filters, section.size, section.stride, convolution_padding(section) * dilation,
+            dilation, section.groups, bias=not normalised,
+        ),
+        nn.BatchNorm2d(section.filters, eps=1e-5, momentum=0.01) if normalised else nn.Identity(),
+        ACTIVATIONS[activation](),
+    )  # fmt: skip
+
+
+class MaxPool(nn.Module):
+    """Max pooling with Darknet's padding, which may be one cell more at the right and the bottom."""
+
+    def __init__(self, size: int, stride: int, padding: int):
+        super().__init__()
+        self.size, self.stride, self.padding = size, stride, padding
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = self.padding // 2
+        missing = [  # cells that the last window needs beyond the image
+            (side + self.padding - self.size) // self.stride * self.stride + self.size - side - before
+            for side in x.shape[:1:-1]
+        ]
+        if any(m != before for m in missing):
+            x = F.pad(x, (before, max(missing[0], 0), before, max(missing[1], 0)), value=float("-inf"))
+            before = 0
+        return F.max_pool2d(x, self.size, self.stride, before)
+
+
+class Concatenate(nn.Module):
+    """[route]: channels one after the other; of each source the slice `group_id` of `groups`."""
+
+    def __init__(self, groups: int, group_id: int):
+        super().__init__()
+        self.groups, self.group_id = groups, group_id
+
+    def forward(self, *sources: Tensor) -> Tensor:
+        if self.groups > 1:
+            sources = [source.chunk(self.groups, 1)[self.group_id] for source in sources]
+        return sources[0] if len(sources) == 1 else torch.cat(sources, 1)
+
+
+class Add(nn.Module):
+    """[shortcut]: the previous layer plus others, of which only the channels that both have count; weights if asked."""
+
+    def __init__(self, section: Shortcut, channels: int, sources: int):
+        super().__init__()
+        self.normalization = section.weights_normalization
+        self.activation = ACTIVATIONS[section.activation]()
+        per_source = {"none": 0, "per_channel": channels}.get(section.weights_type, 1)
+        self.weight = nn.Parameter(torch.ones(sources, per_source)) if per_source else None
+
+    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+        weights = None if self.weight is None else self._normalised()[:, :, None, None]  # (sources, 1 or C, 1, 1)
+        total = x if weights is None else x * weights[0]
+        for number, other in enumerate(others, 1):
+            shared = min(other.shape[1], x.shape[1])
+            part = other[:, :shared]
+            if weights is not None:
+                part = part * weights[number][:shared]
+            # the rest of the previous layer's channels passes unchanged
+            total = (
+                total + part if shared == x.shape[1] else torch.cat((total[:, :shared] + part, total[:, shared:]), 1)
+            )
+        return self.activation(total)
+
+    def _normalised(self) -> Tensor:
+        match self.normalization:
+            case "none":
+                return self.weight
+            case "softmax":
+                positive = (self.weight - self.weight.amax(0)).exp()
+            case _:
+                positive = self.weight.relu()
+        return positive / (positive.sum(0) + 1e-4)
+
+
+class HardMish(nn.Module):
+    """Darknet's hard_mish: x above 0, x^2 / 2 + x in -2..0, else 0."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.where(x > 0, x, torch.where(x > -2, x * x / 2 + x, 0.0))

@@ -1,0 +1,174 @@
+"""Pictures for people: boxes on photographs, contact sheets, the chart of a training.
+Source: Darknet's draw_detections and chart.png for what they show, not for how."""
+
+import colorsys
+import csv
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from yolov4.decoding import Detections
+
+FONT = cv2.FONT_HERSHEY_SIMPLEX
+GREY = 114
+
+
+def class_colour(label: int) -> tuple[int, int, int]:
+    """BGR 0..255, always the same for a class, neighbours far apart: the hue goes on by the golden ratio."""
+    value, saturation = ((1.0, 0.85), (0.8, 1.0), (1.0, 0.55))[label % 3]
+    red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, saturation, value)
+    return round(blue * 255), round(green * 255), round(red * 255)
+
+
+def draw_detections(image: np.ndarray, detections: Detections, names: Sequence[str]) -> np.ndarray:
+    """A copy of image, uint8 (H, W, 3) BGR, with a box and `name score%` for each; the best lie on top."""
+    boxes, labels = detections.boxes.cpu().numpy(), detections.labels.tolist()
+    texts = [
+        f"{_ascii(names, label)} {score * 100:.0f}%"
+        for label, score in zip(labels, detections.scores.tolist(), strict=True)
+    ]
+    return _draw(image, boxes[::-1], labels[::-1], texts[::-1])
+
+
+def draw_labels(image: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """A copy of image, uint8 (H, W, 3) BGR, with labels (n, 5): class, cx, cy, w, h, relative."""
+    height, width = image.shape[:2]
+    centres, sides = np.asarray(labels)[:, 1:3], np.asarray(labels)[:, 3:5]
+    boxes = np.concatenate((centres - sides / 2, centres + sides / 2), 1) * (width, height, width, height)
+    classes = [int(label) for label in np.asarray(labels)[:, 0]]
+    return _draw(image, boxes, classes, [_ascii(names, label) for label in classes])
+
+
+def contact_sheet(images: Sequence[np.ndarray], side: int = 320, columns: int | None = None) -> np.ndarray:
+    """Pictures uint8 (H, W, 3) BGR, of any sizes, side by side on tiles of side pixels -> one picture."""
+    columns = columns or math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
+    sheet = np.full((rows * side, columns * side, 3), GREY, np.uint8)
+    for index, image in enumerate(images):
+        height, width = image.shape[:2]
+        scale = (side - 4) / max(height, width)
+        size = max(1, round(width * scale)), max(1, round(height * scale))
+        tile = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        top = index // columns * side + (side - size[1]) // 2
+        left = index % columns * side + (side - size[0]) // 2
+        sheet[top : top + size[1], left : left + size[0]] = tile
+    return sheet
+
+
+def training_chart(results: str | Path | Sequence[dict], path: str | Path, name: str = "") -> None:
+    """Draws loss, mAP and learning rate over the iterations, as Darknet users know it from chart.png.
+
+    results: results.csv or its rows; columns iteration, loss, rate, and map (0..1, empty where not measured).
+    The loss axis is logarithmic, so the high loss of the first iterations hides nothing.
+    """
+    if isinstance(results, str | Path):
+        with Path(results).open(newline="", encoding="utf-8") as file:
+            results = list(csv.DictReader(file))
+    iterations, losses = _column(results, "loss")
+    if not len(losses):
+        return
+    figure = Figure((10, 7), layout="constrained")
+    FigureCanvasAgg(figure)
+    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
+    handles = _draw_losses(top, iterations, losses)
+    measured, maps = _column(results, "map")
+    last = f"iteration {iterations[-1]:.0f}, loss {_smoothed(losses)[-1]:.3g}"
+    if len(maps):
+        handles += _draw_maps(top.twinx(), measured, maps * 100)
+        last += f", mAP {maps[-1] * 100:.1f} %, best {maps.max() * 100:.1f} % at {measured[maps.argmax()]:.0f}"
+    top.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=4, frameon=False)
+    top.set_title(f"{name}: {last}" if name else last)
+    rates = _column(results, "rate")
+    bottom.plot(*rates, color="tab:green", linewidth=1.2)
+    bottom.set(xlabel="iteration", ylabel="learning rate", ylim=(0, None))
+    bottom.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    bottom.grid(alpha=0.3)
+    figure.savefig(path, dpi=110)
+
+
+def _draw_losses(axes, iterations: np.ndarray, losses: np.ndarray) -> list:
+    positive = losses > 0
+    dots = axes.plot(
+        iterations[positive], losses[positive], ".", color="tab:blue", markersize=3, alpha=0.25, label="loss"
+    )
+    line = axes.plot(iterations, _smoothed(losses), color="tab:blue", linewidth=1.8, label="loss, smoothed")
+    lowest, highest = losses[positive].min(initial=np.inf), losses[positive].max(initial=0)
+    limits = (lowest / 1.2, highest * 1.2) if highest else (0.1, 1)
+    axes.set_ylim(limits)  # first: the log scale would look for limits of its own
+    axes.set(yscale="log", ylabel="loss")
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
+    axes.grid(alpha=0.3, which="both")
+    return dots + line
+
+
+def _draw_maps(axes, iterations: np.ndarray, percents: np.ndarray) -> list:
+    axes.set(ylim=(0, 100), ylabel="mAP %")
+    axes.annotate(f"{percents[-1]:.1f}%", (iterations[-1], percents[-1]), (0, 7), textcoords="offset points",
+                  color="tab:red", ha="right")  # fmt: skip
+    return axes.plot(iterations, percents, "o-", color="tab:red", markersize=3, linewidth=1.5, label="mAP")
+
+
+def _smoothed(values: np.ndarray, weight: float = 0.9) -> np.ndarray:
+    """Running average of the logarithms, nine parts old and one new: one that follows the fall of the first loss"""
+    smoothed = np.log(np.maximum(values, 1e-12))
+    for index in range(1, len(smoothed)):
+        smoothed[index] = weight * smoothed[index - 1] + (1 - weight) * smoothed[index]
+    return np.exp(smoothed)
+
+
+def _column(rows: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
+    """iterations and values of the rows that have a finite number there"""
+    pairs = [(float(row["iteration"]), float(row[key])) for row in rows if row.get(key) not in (None, "")]
+    values = np.array(pairs, float).reshape(-1, 2)
+    values = values[np.isfinite(values[:, 1])]
+    return values[:, 0], values[:, 1]
+
+
+def _ascii(names: Sequence[str], label: int) -> str:
+    """The class name; OpenCV's font knows only ASCII"""
+    return names[label] if names[label].isascii() else f"class {label}"
+
+
+def _draw(image: np.ndarray, boxes: np.ndarray, labels: Sequence[int], texts: Sequence[str]) -> np.ndarray:
+    """boxes (n, 4) xyxy, pixels"""
+    image = np.ascontiguousarray(image).copy()
+    height, width = image.shape[:2]
+    thickness = max(1, round(min(height, width) / 300))
+    limits = (width - 1, height - 1, width - 1, height - 1)
+    corners = np.nan_to_num(boxes).clip(-1, np.array(limits) + 1).round().astype(int).clip(0, limits)
+    for (left, top, right, bottom), label in zip(corners.tolist(), labels, strict=True):
+        cv2.rectangle(image, (left, top), (right, bottom), class_colour(label), thickness)
+    plates: list[tuple[int, int, int, int]] = []
+    for box, label, text in list(zip(corners.tolist(), labels, texts, strict=True))[::-1]:
+        _draw_text(image, box, class_colour(label), text, plates)
+    return image
+
+
+def _draw_text(image: np.ndarray, box: list[int], colour: tuple[int, int, int], text: str, plates: list) -> None:
+    """On a plate above the box, or further down where a better box has its plate; always inside the picture"""
+    height, width = image.shape[:2]
+    scale = min(2.0, max(0.35, min(height, width) / 900))
+    stroke = max(1, round(scale * 1.6))
+    (text_width, text_height), below = cv2.getTextSize(text, FONT, scale, stroke)
+    if text_width + 4 > width:
+        scale, stroke = max(0.1, scale * (width - 4) / text_width), 1
+        (text_width, text_height), below = cv2.getTextSize(text, FONT, scale, stroke)
+    plate_width, plate_height = text_width + 4, text_height + below + 2
+    left, lowest = max(0, min(box[0], width - plate_width)), max(0, height - plate_height)
+    tops = [max(0, top) for top in range(box[1] - plate_height, lowest + 1, plate_height)] or [lowest]
+    top = next((top for top in tops if not _overlaps(left, top, plate_width, plate_height, plates)), tops[0])
+    plates.append((left, top, plate_width, plate_height))
+    cv2.rectangle(image, (left, top), (left + plate_width - 1, top + plate_height - 1), colour, -1)
+    blue, green, red = colour
+    ink = (0, 0, 0) if 0.114 * blue + 0.587 * green + 0.299 * red > 128 else (255, 255, 255)
+    cv2.putText(image, text, (left + 2, top + text_height + 1), FONT, scale, ink, stroke, cv2.LINE_AA)
+
+
+def _overlaps(left: int, top: int, width: int, height: int, plates: list) -> bool:
+    return any(x < left + width and left < x + w and y < top + height and top < y + h for x, y, w, h in plates)

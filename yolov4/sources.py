@@ -1,0 +1,62 @@
+"""What detect.py is pointed at: pictures, folders, lists, globs, videos, cameras.
+No source: Darknet takes one picture, a list on stdin, or a video by another command."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from yolov4.data import read_image_list
+
+PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
+
+
+def expand(source: str) -> list[str]:
+    """A folder, a list or a glob -> its files, in order; whatever else stays as it is.  Raises ValueError for none."""
+    path = Path(source)
+    if path.is_dir():
+        found = [str(each) for each in path.iterdir() if each.suffix.lower() in PICTURES + VIDEOS]
+    elif path.suffix.lower() == ".txt" and "://" not in source:
+        return [str(each) for each in read_image_list(path)]
+    elif set(source) & set("*?[") and "://" not in source and not path.exists():
+        root = Path(path.anchor)
+        found = [str(each) for each in root.glob(str(path.relative_to(root)))]
+    else:
+        return [source]
+    if not found:
+        raise ValueError(f"{source}: found no picture and no video there, expected some")
+    return sorted(found)
+
+
+def is_stream(source: str) -> bool:
+    """Whether it has frames: a camera's number, a video or an address of one."""
+    return is_camera(source) or "://" in source or Path(source).suffix.lower() in VIDEOS
+
+
+def is_camera(source: str) -> bool:
+    return source.isdigit() and not Path(source).exists()
+
+
+class Video:
+    """Frames of a video or a camera, uint8 (H, W, 3) BGR; rate: frames a second.  ValueError if it does not open."""
+
+    def __init__(self, source: str):
+        self.capture = cv2.VideoCapture(int(source) if is_camera(source) else source)
+        opened, self.first = self.capture.read()
+        if not opened:
+            self.capture.release()
+            raise ValueError(f"{source}: found no frame that OpenCV can read, expected a video or a camera's number")
+        rate = self.capture.get(cv2.CAP_PROP_FPS)
+        self.rate = rate if 1 <= rate <= 1000 else 25.0
+        self.size = self.first.shape[1::-1]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        try:
+            more, frame = True, self.first
+            while more:
+                yield frame
+                more, frame = self.capture.read()
+        finally:
+            self.capture.release()
