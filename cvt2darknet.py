@@ -19,7 +19,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--ema", action="store_true", help="take the running average of the weights")
     parser.add_argument("--upto", type=int, metavar="N", help="write only the first N layers, as yolov4.conv.137")
     parser.add_argument("--verify", nargs="?", const="", metavar="PICTURE",
-                        help="read the result again, compare bytes, run a picture through OpenCV's importer")  # fmt: skip
+                        help="read the result again, compare bytes, run a picture in OpenCV too")  # fmt: skip
     parser.add_argument("--runs", default="runs", help="where runs are kept (default %(default)s)")
     return parser.parse_args()
 

@@ -61,9 +61,7 @@ def test_size_below_one_never_grows(monkeypatch):
 
 
 def batches(net, *arguments, **options):
-    return [
-        [index for index, _ in rows] for rows in data.MiniBatches(net, head_of(), 0, *arguments, **options)
-    ]
+    return [[index for index, _ in rows] for rows in data.MiniBatches(net, head_of(), 0, *arguments, **options)]
 
 
 def test_mini_batches_are_consecutive():
@@ -79,7 +77,7 @@ def test_ranks_share_each_iteration(world):
     runs = len(ranks[0]) // 2
     for iteration in range(2):
         rows = [row for rank in ranks for row in rank[iteration * runs : (iteration + 1) * runs]]
-        assert sum(rows, []) == list(range(8 * (iteration + 1), 8 * (iteration + 2)))
+        assert [index for row in rows for index in row] == list(range(8 * (iteration + 1), 8 * (iteration + 2)))
     assert all(len(rank) == max(4, world) // world * 2 for rank in ranks)
 
 

@@ -7,10 +7,10 @@ import sys
 import cv2
 import numpy as np
 import pytest
-import cvt2darknet
 import torch
-
 from conftest import SHARED
+
+import cvt2darknet
 from yolov4 import Darknet, decode
 from yolov4.blueprint import build
 from yolov4.cfg import format_cfg

@@ -155,9 +155,7 @@ def same(a, b):
     return torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) and a[2] == b[2]
 
 
-@pytest.mark.parametrize(
-    "keys", [{}, {"mosaic": 0, "mixup": 1}, {"mosaic": 0}, {"blur": 5, "gaussian_noise": 9}]
-)
+@pytest.mark.parametrize("keys", [{}, {"mosaic": 0, "mixup": 1}, {"mosaic": 0}, {"blur": 5, "gaussian_noise": 9}])
 def test_sample_depends_on_seed_and_index_only(paths, keys):
     training_set = data.TrainingSet(paths, net_of(**keys), head_of(), seed=3)
     forward = [training_set[index, (96, 64)] for index in range(12)]

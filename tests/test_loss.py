@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 import torch
-
 from conftest import golden_names
-from yolov4 import Darknet, DarknetLoss, decode
+
+from yolov4 import Darknet, DarknetLoss
 from yolov4.boxes import box_iou, iou_gradient
 from yolov4.loss import assign, class_multipliers
 
@@ -121,7 +121,7 @@ def test_no_truths_pull_objectness_down_and_nothing_else():
     assert terms.heads[0].count == 0 and terms.heads[0].average_iou == 0
 
 
-@pytest.mark.parametrize("box", [(1.0, 1.0, 0.3, 0.4), (1e-6, 1e-6, 0.3, 0.4), (0.5, 0.5, 1.0, 1.0), (0.99, 0.5, 0.02, 1)])
+@pytest.mark.parametrize("box", [(1.0, 1.0, 0.3, 0.4), (1e-6, 1e-6, 0.3, 0.4), (0.5, 0.5, 1, 1), (0.99, 0.5, 0.02, 1)])
 def test_truth_on_the_border_stays_in_the_grid(box):
     gradient, _ = gradients(network(), random_case()[0], torch.tensor([[0, 1, *box]]))
     assert gradient.isfinite().all()
@@ -148,13 +148,17 @@ def test_multi_scale_input_takes_the_anchors_of_its_own_size():
     row = torch.tensor([[0, 0, 0.3, 0.3, 30 / 96, 40 / 64]])
     half = row.clone()
     half[:, 4:] /= 2
-    assert assign(model.heads[0], row, (4, 6)).places[1].tolist() == assign(model.heads[0], half, (8, 12)).places[1].tolist()
+    anchors = [
+        assign(model.heads[0], truth, grid).places[1].tolist() for truth, grid in ((row, (4, 6)), (half, (8, 12)))
+    ]
+    assert anchors[0] == anchors[1] != []
 
 
 def assigned_by_loops(head, targets, grid):
     """Truth by truth and anchor by anchor, as the rule reads."""
     found, (rows, columns) = [], grid
     for image, class_id, cx, cy, w, h in targets.tolist():
+
         def overlap(anchor, w=w, h=h):
             aw, ah = anchor[0] / (columns * head.stride), anchor[1] / (rows * head.stride)
             both = min(aw, w) * min(ah, h)

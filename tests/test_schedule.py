@@ -3,8 +3,8 @@
 import pytest
 
 from yolov4.cfg import parse_cfg
-from yolov4.sections import Net
 from yolov4.schedule import learning_rate
+from yolov4.sections import Net
 
 
 def test_every_policy_of_darknet(golden):

@@ -96,7 +96,7 @@ def test_subdivisions_give_the_gradient_of_the_whole_batch():
     whole, cut = network(), network(subdivisions=2)
     for model in (whole, cut):
         model.layers[0][1] = torch.nn.Identity()
-    (images, targets, files), = batches(1, 4)
+    ((images, targets, files),) = batches(1, 4)
     updater(whole).update(1, iter([(images, targets, files)]))
     halves = []
     for start in (0, 2):

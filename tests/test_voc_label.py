@@ -150,16 +150,12 @@ def test_chosen_sets_and_names(devkit):
 
 def test_command_line(devkit, tmp_path):
     def run(*arguments):
-        return subprocess.run(
-            [sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False
-        )
+        return subprocess.run([sys.executable, SCRIPT, *arguments], capture_output=True, text=True, check=False)
 
     done = run(devkit, "--out", tmp_path / "out", "--sets", "2007_train", "2007_val")
     assert done.returncode == 0 and "2 boxes, 2 difficult" in done.stdout
     failed = run(tmp_path / "out")
-    assert (
-        failed.returncode == 1 and len(failed.stderr.splitlines()) == 1 and "no VOC folder" in failed.stderr
-    )
+    assert failed.returncode == 1 and len(failed.stderr.splitlines()) == 1 and "no VOC folder" in failed.stderr
     assert run(devkit, "--names", tmp_path / "none").returncode == 1
 
 
@@ -180,8 +176,6 @@ def test_labels_as_darknet_byte_for_byte(tmp_path):
 def test_blood_cells(tmp_path):
     names = ["RBC", "WBC", "Platelets"]
     converter, lists = voc_label.convert(SHARED / "datasets" / "bccd" / "BCCD", tmp_path, names=names)
-    assert {name: len(paths) for name, paths in lists.items()} == dict(
-        test=72, train=205, trainval=292, val=87
-    )
+    assert {name: len(paths) for name, paths in lists.items()} == {"test": 72, "train": 205, "trainval": 292, "val": 87}
     assert sum(converter.boxes.values()) == 4888 - 2 and len(converter.problems) == 2
     assert "trainval.txt\nvalid" in (tmp_path / "voc.data").read_text()

@@ -65,9 +65,7 @@ def place(rng, taken, width, height):
     for _ in range(20):
         side = int(rng.integers(shorter // 6, shorter * 9 // 20))
         left, top = int(rng.integers(width - side + 1)), int(rng.integers(height - side + 1))
-        shares = [
-            overlap(left, side, x, s) * overlap(top, side, y, s) / min(side, s) ** 2 for x, y, s in taken
-        ]
+        shares = [overlap(left, side, x, s) * overlap(top, side, y, s) / min(side, s) ** 2 for x, y, s in taken]
         if max(shares, default=0) <= 0.1:
             return left, top, side
     return None
