@@ -72,6 +72,16 @@ def test_one_pass_gives_several_results(sure_model, photographs):
     assert [evaluator.result(thresh).map for thresh in (0.5, 0.75, 0.85)] == [0.5, 0.5, 0]
 
 
+def test_every_image_leaves_a_record(sure_model, photographs):
+    images = photographs("0 .5 .5 .5 .5\n", "1 .1 .1 .1 .1\n")
+    hard = photographs("", "0 .5 .5 .5 .5\n", name="difficult")
+    first, second = collect(sure_model, images, difficult=hard).records
+    assert (first.path.name, first.image_size, first.labels[:, 0].tolist()) == ("0.png", (40, 50), [0])
+    assert (second.path.name, second.image_size, second.labels[:, 0].tolist()) == ("1.png", (40, 51), [1])
+    assert (len(first.difficult), second.difficult.tolist()) == (0, [[0, 0.5, 0.5, 0.5, 0.5]])
+    torch.testing.assert_close(first.detections.boxes, torch.tensor([[10, 12.5, 30, 37.5]]), atol=0.1, rtol=0)
+
+
 def test_the_model_stays_as_it_was(sure_model, photographs):
     before = {key: value.clone() for key, value in sure_model.state_dict().items()}
     evaluate(sure_model.train(), photographs("0 .5 .5 .5 .5\n"))

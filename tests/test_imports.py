@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "schedule": ["sections"],
     "assign": ["sections", "boxes"],
     "loss": ["sections", "boxes", "decoding", "assign"],
-    "result": [],
+    "result": ["decoding"],
     "metrics": ["boxes", "decoding", "result"],
     # data
     "augment": [],

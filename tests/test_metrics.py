@@ -156,6 +156,15 @@ def test_best_overlap_takes_the_first_of_equals():
     assert (overlap.item(), index.item()) == (pytest.approx(1.0), 1)
 
 
+def test_the_record_of_an_image_is_by_falling_score():
+    evaluator, box = Evaluator(2, SETTINGS), (0.5, 0.5, 0.2, 0.2)
+    evaluator.add(detections((0, 0.2, *box), (1, 0.9, *box), (1, 0.2, *box)), labels((0, *box)), SIZE, path="a.jpg")
+    record = evaluator.records[0]
+    assert record.detections.labels.tolist() == [1, 0, 1]  # equals as they came
+    assert (record.path, record.image_size, record.labels.tolist()) == ("a.jpg", SIZE, labels((0, *box)).tolist())
+    assert record.difficult.shape == (0, 5)
+
+
 def test_an_impossible_class_is_named():
     with pytest.raises(ValueError, match=r"class 2, expected 0\.\.1"):
         Evaluator(2, SETTINGS).add(detections(), labels((2, 0.5, 0.5, 0.2, 0.2)), SIZE)

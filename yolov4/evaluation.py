@@ -66,7 +66,8 @@ def collect(
                        disable=None if progress else True)  # fmt: skip
     for prediction, labels, hard in zip(predictions, truths, difficult_truths, strict=True):
         image_size = prediction.image.shape[1::-1]
-        evaluator.add(suppress(prediction.detections, image_size, head, nms_thresh), labels, image_size, hard)
+        found = suppress(prediction.detections, image_size, head, nms_thresh)
+        evaluator.add(found, labels, image_size, hard, prediction.source)
     return evaluator
 
 

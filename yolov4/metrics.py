@@ -10,7 +10,7 @@ from torchvision.ops import box_convert
 
 from yolov4.boxes import box_iou
 from yolov4.decoding import Detections
-from yolov4.result import Result, Settings
+from yolov4.result import Record, Result, Settings
 
 BLOCK = 16384  # detections that are compared with the truths at once
 
@@ -20,6 +20,7 @@ class Evaluator:
 
     def __init__(self, classes: int, settings: Settings):
         self.classes, self.settings, self.images = classes, settings, 0
+        self.records: list[Record] = []
         self._detections: list[tuple[Tensor, ...]] = []  # of an image: boxes cxcywh relative, groups, scores
         self._truths: list[tuple[Tensor, ...]] = []  # boxes, groups
         self._difficult: list[tuple[Tensor, ...]] = []
@@ -30,12 +31,13 @@ class Evaluator:
         labels: Tensor,
         image_size: tuple[int, int],
         difficult: Tensor | None = None,
+        path=None,
     ):
         """One image.
 
         detections: in the pixels of image_size = (width, height), in any order; where two are on one truth, the first
-        of them counts as TP.  labels, difficult: (n, 5) class, cx, cy, w, h, relative.  Raises ValueError for a
-        class >= classes.
+        of them counts as TP.  labels, difficult: (n, 5) class, cx, cy, w, h, relative.  path: the image's Path,
+        for its record.  Raises ValueError for a class >= classes.
         """
         boxes = box_convert(detections.boxes, "xyxy", "cxcywh") / detections.boxes.new_tensor(
             (*image_size, *image_size)
@@ -44,6 +46,9 @@ class Evaluator:
         self._truths.append((labels[:, 1:], self._groups(labels[:, 0].long())))
         if difficult is not None:
             self._difficult.append((difficult[:, 1:], self._groups(difficult[:, 0].long())))
+        by_score = detections.scores.argsort(descending=True, stable=True)
+        ranked = Detections(*(values[by_score] for values in detections))
+        self.records.append(Record(path, image_size, ranked, labels, labels[:0] if difficult is None else difficult))
         self.images += 1
         self.__dict__.pop("_matches", None)
 

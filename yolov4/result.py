@@ -2,10 +2,25 @@
 Source: Darknet's src/detector.c, validate_detector_map, for the meaning of every figure."""
 
 from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
+
+from yolov4.decoding import Detections
 
 COLUMNS = ("truths", "AP %", "TP", "FP", "precision", "recall", "F1", "IoU %")
+
+
+class Record(NamedTuple):
+    """One image of an evaluation, for other protocols and for reports."""
+
+    path: Path | None  # None where none was given
+    image_size: tuple[int, int]  # width, height
+    detections: Detections  # by falling score, equals as they came
+    labels: Tensor  # (n, 5) class, cx, cy, w, h, relative
+    difficult: Tensor  # (m, 5), as labels; m = 0 where no list was given
 
 
 @dataclass(frozen=True, kw_only=True)
