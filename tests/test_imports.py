@@ -32,13 +32,19 @@ MAY_IMPORT = {
     "loss": ["sections", "boxes", "decoding", "assign"],
     "result": ["decoding"],
     "metrics": ["boxes", "decoding", "result"],
+    "curves": ["boxes", "metrics"],
     # data
     "augment": [],
     "data": ["augment"],
     "sources": ["data"],
+    "anchors": ["sections", "cfg", "data"],
     # views
     "plots": ["decoding"],
     "output": ["decoding"],
+    "page": [],
+    "figures": ["curves"],
+    "datareport": ["sections", "cfg", "files", "data", "anchors", "figures"],
+    "report": ["files", "result", "metrics", "curves", "data", "plots", "page", "figures"],
     # loops
     "checkpoint": ["files", "runs", "model", "weights"],
     "verify": ["decoding", "model", "weights"],
@@ -47,6 +53,7 @@ MAY_IMPORT = {
     "distributed": [],
     "updates": ["sections", "schedule", "loss", "model", "distributed"],
     "progress": ["updates"],
+    "board": ["metrics", "curves", "updates"],
     "runfolder": ["sections", "cfg", "files", "settings", "model", "weights", "checkpoint", "plots", "updates"],
     "training": [
         "cfg", "settings", "data", "model", "weights", "checkpoint", "predict", "evaluation", "distributed", "updates",
@@ -54,7 +61,7 @@ MAY_IMPORT = {
     ],
 }  # fmt: skip
 LEAVES = ("sections", "cfg", "plan", "blocks", "blueprint")
-MATHS = ("boxes", "decoding", "schedule", "assign", "loss", "metrics")
+MATHS = ("boxes", "decoding", "schedule", "assign", "loss", "metrics", "curves")
 MODULES = sorted(path for path in (ROOT / "yolov4").glob("*.py") if path.stem != "__init__")
 SCRIPTS = sorted(ROOT.glob("*.py"))
 

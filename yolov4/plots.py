@@ -29,10 +29,10 @@ def draw_detections(image: np.ndarray, detections: Detections, names: Sequence[s
     """A copy of image, uint8 (H, W, 3) BGR, with a box and `name score%` for each; the best lie on top."""
     boxes, labels = detections.boxes.cpu().numpy(), detections.labels.tolist()
     texts = [
-        f"{_ascii(names, label)} {score * 100:.0f}%"
+        f"{ascii_name(names, label)} {score * 100:.0f}%"
         for label, score in zip(labels, detections.scores.tolist(), strict=True)
     ]
-    return _draw(image, boxes[::-1], labels[::-1], texts[::-1])
+    return draw_boxes(image, boxes[::-1], [class_colour(label) for label in labels[::-1]], texts[::-1])
 
 
 def draw_labels(image: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
@@ -41,7 +41,8 @@ def draw_labels(image: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> 
     centres, sides = np.asarray(labels)[:, 1:3], np.asarray(labels)[:, 3:5]
     boxes = np.concatenate((centres - sides / 2, centres + sides / 2), 1) * (width, height, width, height)
     classes = [int(label) for label in np.asarray(labels)[:, 0]]
-    return _draw(image, boxes, classes, [_ascii(names, label) for label in classes])
+    colours = [class_colour(label) for label in classes]
+    return draw_boxes(image, boxes, colours, [ascii_name(names, label) for label in classes])
 
 
 def contact_sheet(images: Sequence[np.ndarray], side: int = 320, columns: int | None = None) -> np.ndarray:
@@ -61,10 +62,12 @@ def contact_sheet(images: Sequence[np.ndarray], side: int = 320, columns: int | 
 
 
 def training_chart(results: str | Path | Sequence[dict], path: str | Path, name: str = "") -> None:
-    """Draws loss, mAP and learning rate over the iterations, as Darknet users know it from chart.png.
+    """Draws loss, mAP, the loss terms of each head and the learning rate over the iterations, as Darknet users know it
+    from chart.png.
 
-    results: results.csv or its rows; columns iteration, loss, rate, and map (0..1, empty where not measured).
-    The loss axis is logarithmic, so the high loss of the first iterations hides nothing.
+    results: results.csv or its rows; columns iteration, loss, rate, map (0..1, empty where not measured), and
+    class_loss_N and iou_loss_N of the heads, where there are any.  The loss axes are logarithmic, so the high loss of
+    the first iterations hides nothing.
     """
     if isinstance(results, str | Path):
         with Path(results).open(newline="", encoding="utf-8") as file:
@@ -72,9 +75,12 @@ def training_chart(results: str | Path | Sequence[dict], path: str | Path, name:
     iterations, losses = _column(results, "loss")
     if not len(losses):
         return
-    figure = Figure((10, 7), layout="constrained")
+    terms = [
+        key for key in results[0] if key.startswith(("class_loss_", "iou_loss_")) and len(_column(results, key)[0])
+    ]
+    figure = Figure((10, 9.5 if terms else 7), layout="constrained")
     FigureCanvasAgg(figure)
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(5, 1))
+    top, *middle, bottom = figure.subplots(2 + bool(terms), 1, sharex=True, height_ratios=(5, *[3] * bool(terms), 1))
     handles = _draw_losses(top, iterations, losses)
     measured, maps = _column(results, "map")
     last = f"iteration {iterations[-1]:.0f}, loss {_smoothed(losses)[-1]:.3g}"
@@ -83,6 +89,8 @@ def training_chart(results: str | Path | Sequence[dict], path: str | Path, name:
         last += f", mAP {maps[-1] * 100:.1f} %, best {maps.max() * 100:.1f} % at {measured[maps.argmax()]:.0f}"
     top.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=4, frameon=False)
     top.set_title(f"{name}: {last}" if name else last)
+    if terms:
+        _draw_terms(middle[0], results, terms)
     rates = _column(results, "rate")
     bottom.plot(*rates, color="tab:green", linewidth=1.2)
     bottom.set(xlabel="iteration", ylabel="learning rate", ylim=(0, None))
@@ -98,13 +106,33 @@ def _draw_losses(axes, iterations: np.ndarray, losses: np.ndarray) -> list:
     )
     line = axes.plot(iterations, _smoothed(losses), color="tab:blue", linewidth=1.8, label="loss, smoothed")
     lowest, highest = losses[positive].min(initial=np.inf), losses[positive].max(initial=0)
-    limits = (lowest / 1.2, highest * 1.2) if highest else (0.1, 1)
-    axes.set_ylim(limits)  # first: the log scale would look for limits of its own
-    axes.set(yscale="log", ylabel="loss")
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
-    axes.grid(alpha=0.3, which="both")
+    _logarithmic(axes, lowest, highest, "loss")
     return dots + line
+
+
+def _draw_terms(axes, results: Sequence[dict], terms: Sequence[str]) -> None:
+    """A colour a head: its class term (with objectness) as a line, its IoU term dashed"""
+    heads, ends = list(dict.fromkeys(term.rpartition("_")[2] for term in terms)), []
+    for term in terms:
+        kind, _, head = term.rpartition("_")
+        iterations, values = _column(results, term)
+        smoothed = _smoothed(values)
+        label = f"{'class and objectness' if kind == 'class_loss' else 'IoU'}, head {head}"
+        style = {"color": f"C{heads.index(head)}", "linestyle": "-" if kind == "class_loss" else "--"}
+        axes.plot(iterations, smoothed, linewidth=1.4, label=label, **style)
+        ends += [smoothed[smoothed > 1e-6].min(initial=np.inf), smoothed.max()]
+    _logarithmic(axes, min(ends), max(ends), "loss terms, smoothed")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.04), ncols=min(3, len(heads)), frameon=False, fontsize=9)
+
+
+def _logarithmic(axes, lowest: float, highest: float, name: str) -> None:
+    """The vertical axis from below the lowest to above the highest value"""
+    many = highest > 1000 * lowest  # then a label a power of ten is enough
+    axes.set_ylim((lowest / 1.2, highest * 1.2) if highest >= lowest else (0.1, 1))  # before the scale looks for limits
+    axes.set(yscale="log", ylabel=name)
+    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" and not many else "")
+    axes.grid(alpha=0.3, which="both")
 
 
 def _draw_maps(axes, iterations: np.ndarray, percents: np.ndarray) -> list:
@@ -130,23 +158,27 @@ def _column(rows: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
     return values[:, 0], values[:, 1]
 
 
-def _ascii(names: Sequence[str], label: int) -> str:
-    """The class name; OpenCV's font knows only ASCII"""
+def ascii_name(names: Sequence[str], label: int) -> str:
+    """The class name, or `class 3`: OpenCV's font knows only ASCII."""
     return names[label] if names[label].isascii() else f"class {label}"
 
 
-def _draw(image: np.ndarray, boxes: np.ndarray, labels: Sequence[int], texts: Sequence[str]) -> np.ndarray:
-    """boxes (n, 4) xyxy, pixels"""
+def draw_boxes(
+    image: np.ndarray, boxes: np.ndarray, colours: Sequence[tuple[int, int, int]], texts: Sequence[str], weight: int = 1
+) -> np.ndarray:
+    """A copy of image, uint8 (H, W, 3) BGR, with boxes (n, 4) xyxy in pixels, the last on top.  colours: BGR 0..255;
+    texts: "" for none; weight: lines so many times as thick."""
     image = np.ascontiguousarray(image).copy()
     height, width = image.shape[:2]
-    thickness = max(1, round(min(height, width) / 300))
+    thickness = weight * max(1, round(min(height, width) / 300))
     limits = (width - 1, height - 1, width - 1, height - 1)
     corners = np.nan_to_num(boxes).clip(-1, np.array(limits) + 1).round().astype(int).clip(0, limits)
-    for (left, top, right, bottom), label in zip(corners.tolist(), labels, strict=True):
-        cv2.rectangle(image, (left, top), (right, bottom), class_colour(label), thickness)
+    for (left, top, right, bottom), colour in zip(corners.tolist(), colours, strict=True):
+        cv2.rectangle(image, (left, top), (right, bottom), colour, thickness)
     plates: list[tuple[int, int, int, int]] = []
-    for box, label, text in list(zip(corners.tolist(), labels, texts, strict=True))[::-1]:
-        _draw_text(image, box, class_colour(label), text, plates)
+    for box, colour, text in list(zip(corners.tolist(), colours, texts, strict=True))[::-1]:
+        if text:
+            _draw_text(image, box, colour, text, plates)
     return image
 
 

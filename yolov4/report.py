@@ -1,0 +1,217 @@
+"""The report of an evaluation: tables, figures, the worst images, and one page of HTML that shows them all.
+No source: yolov4.curves says what the numbers are."""
+
+import csv
+import io
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+from matplotlib.figure import Figure
+
+from yolov4 import curves, figures, page
+from yolov4.curves import Matches, Pairing
+from yolov4.data import load_image
+from yolov4.files import replacing
+from yolov4.metrics import Record
+from yolov4.plots import ascii_name, contact_sheet, draw_boxes
+from yolov4.result import Result
+
+WORST = 12  # images that are shown
+CONFUSIONS = 10  # pairs of classes that are named
+FORMATS = {
+    "truths": "{}", "ap": "{:.2%}", "tp": "{}", "fp": "{}", "precision": "{:.2f}", "recall": "{:.2f}", "f1": "{:.2f}",
+    "average_iou": "{:.1%}",
+}  # fmt: skip
+SIDE = 640  # pixels of the longer side of a shown image
+TRUTH, FOUND = (255, 160, 0), (0, 140, 255)  # blue and orange, BGR: apart for the colour-blind too
+
+
+def write(
+    folder: str | Path,
+    records: Sequence[Record],
+    result: Result,
+    names: Sequence[str],
+    *,
+    notes: Sequence[str] = (),
+    run: str | Path | None = None,
+) -> Path:
+    """Writes ap.txt, ap.csv, ap.json, precision_recall.png, f1.png, confusion.png, confusion.csv, worst.jpg and
+    report.html, whose path is returned.
+
+    records, result: of one `Evaluator`; the report takes IoU and confidence from the result.  notes: texts that the
+    page shows as they are (tables of other protocols).  run: the folder of a training, of which the page shows chart,
+    training pictures and settings.  Raises ValueError for an image that cannot be read any more.
+    """
+    folder, names = Path(folder), list(names)
+    matches = curves.match(records, len(names), result.iou_thresh)
+    pairings = [curves.pair(record, result.settings.confidence, result.iou_thresh) for record in records]
+    title = (
+        f"Evaluation{f' of {Path(run).name}' if run else ''}: mAP {result.map * 100:.2f} % at IoU {result.iou_thresh:g}"
+    )
+    parts = [
+        _summary(result, matches),
+        _classes(folder, result, names, notes),
+        _curves(folder, matches, result, names),
+        _confusion(folder, curves.confusion(records, pairings, len(names)), result, names),
+        _worst(folder, records, pairings, names),
+    ]
+    text = page.document(title, parts + ([_run(Path(run))] if run else []))
+    _save(folder / "report.html", text.encode("utf-8", "replace"))
+    return folder / "report.html"
+
+
+def draw_mistakes(image: np.ndarray, record: Record, pairing: Pairing, names: Sequence[str]) -> np.ndarray:
+    """image uint8 (H, W, 3) BGR, of any scale, with truths in blue and detections in orange; what is missed or false
+    has a thick line and says so."""
+    missed, false = curves.mistakes(record, pairing)
+    height, width = image.shape[:2]
+    truths, labels = record.labels.double().numpy(), record.detections.labels.tolist()
+    low, high = truths[:, 1:3] - truths[:, 3:] / 2, truths[:, 1:3] + truths[:, 3:] / 2
+    boxes = np.concatenate((low, high), 1) * (width, height, width, height)
+    scale = np.divide((width, height), record.image_size)
+    found = record.detections.boxes.double().numpy() * (*scale, *scale)
+    right = np.setdiff1d(pairing.detections, false)
+    image = draw_boxes(image, boxes, [TRUTH] * len(boxes), [""] * len(boxes))
+    image = draw_boxes(image, found[right], [FOUND] * len(right), [""] * len(right))
+    texts = [f"missed {ascii_name(names, int(truths[index, 0]))}" for index in missed]
+    texts += [f"false {ascii_name(names, labels[i])} {record.detections.scores[i] * 100:.0f}%" for i in false]
+    wrong = np.concatenate((boxes[missed], found[false]))
+    return draw_boxes(image, wrong, [TRUTH] * len(missed) + [FOUND] * len(false), texts, weight=2)
+
+
+def _summary(result: Result, matches: Matches) -> str:
+    settings, (threshold, f1) = result.settings, curves.best_threshold(matches)
+    text = (
+        f"mAP {result.map * 100:.2f} %. At confidence > {settings.confidence:g}: precision {result.precision:.2f}, "
+        f"recall {result.recall:.2f}, F1 {result.f1:.2f}. The mean F1 of the classes is best at confidence > "
+        f"{threshold:.3f}: {f1:.2f}."
+    )
+    counts = f"{result.images} images, {result.truths.sum()} objects, {result.detections} detections."
+    return page.paragraph(text, "big") + page.paragraph(counts) + page.paragraph(f"Protocol: {result.protocol}")
+
+
+def _classes(folder: Path, result: Result, names: list[str], notes: Sequence[str]) -> str:
+    values = result.to_json(names)
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, values["classes"][0])
+    writer.writeheader()
+    writer.writerows(values["classes"])
+    _save(folder / "ap.csv", stream.getvalue().encode())
+    _save(folder / "ap.txt", ("\n\n".join((result.table(names), *notes)) + "\n").encode())
+    _save(folder / "ap.json", json.dumps(values, indent=1).encode())
+
+    def cells(name: str, row: dict) -> list[str]:
+        return [name, *(form.format(row[key]) for key, form in FORMATS.items())]
+
+    sums = {key: getattr(result, key).sum() for key in ("truths", "tp", "fp")}
+    rows = [cells(each["name"], each) for each in values["classes"]]
+    table = page.table(
+        f"TP to IoU at confidence > {result.settings.confidence:g}; ratios 0 to 1",
+        ("class", "objects", "AP", "TP", "FP", "precision", "recall", "F1", "IoU"),
+        rows, cells("all", values | sums | {"ap": result.map}), bar=2,
+    )  # fmt: skip
+    return page.section("Classes", table, *map(page.preformatted, notes))
+
+
+def _curves(folder: Path, matches: Matches, result: Result, names: list[str]) -> str:
+    threshold, f1 = curves.best_threshold(matches)
+    recall = _picture(folder, "precision_recall.png", figures.precision_recall(matches, result.ap, names),
+                      f"Precision over recall of {len(names)} classes; the area under a curve is its AP of the table "
+                      "above.")  # fmt: skip
+    confidence = _picture(folder, "f1.png", figures.f1(matches, names, result.settings.confidence),
+                          f"F1 over confidence; the mean is best, {f1:.2f}, at {threshold:.3f}.")  # fmt: skip
+    return page.section("Curves", page.group("pair", recall, confidence))
+
+
+def _confusion(folder: Path, matrix: np.ndarray, result: Result, names: list[str]) -> str:
+    stream = io.StringIO()
+    csv.writer(stream).writerows([["truth", *names, "missed"]] + [
+        [name, *row] for name, row in zip([*names, "no object"], matrix.tolist(), strict=True)
+    ])  # fmt: skip
+    _save(folder / "confusion.csv", stream.getvalue().encode())
+    inner = matrix[:-1, :-1] * (1 - np.eye(len(names), dtype=int))
+    order = np.argsort(-inner, axis=None, kind="stable")[:CONFUSIONS]
+    pairs = [(*np.unravel_index(index, inner.shape), inner.flat[index]) for index in order if inner.flat[index]]
+    rows = [[names[truth], names[found], str(count), str(matrix[truth].sum())] for truth, found, count in pairs]
+    alt = (
+        f"Confusion matrix: of {matrix[:-1].sum()} objects {np.trace(matrix[:-1, :-1])} are found as what they are, "
+        f"{inner.sum()} as another class, {matrix[:-1, -1].sum()} are missed; {matrix[-1].sum()} boxes are on no object"
+    )
+    how = (
+        f"Detections above {result.settings.confidence:g} and truths in pairs, one to one, at IoU > "
+        f"{result.iou_thresh:g}: equal classes first, then the others."
+    )
+    parts = [page.paragraph(how), _picture(folder, "confusion.png", figures.confusion(matrix, names), alt, "wide")]
+    if rows:
+        parts.append(page.table("Taken for another class most often", ("truth", "detected as", "times", "of"), rows))
+    return page.section("Confusion", *parts)
+
+
+def _worst(folder: Path, records: Sequence[Record], pairings: Sequence[Pairing], names: list[str]) -> str:
+    legend = (
+        '<p>Truths are <b class="truth">blue</b>, detections <b class="found">orange</b>; what is missed or false has '
+        "a thick line and says so.</p>"
+    )
+    sheet, parts = [], []
+    for index in curves.worst(records, pairings, WORST):
+        record = records[index]
+        if record.path is None:
+            continue
+        image = load_image(record.path)
+        scale = SIDE / max(image.shape[:2])
+        size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
+        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+        sheet.append(draw_mistakes(image, record, pairings[index], names))
+        caption = f"{record.path.name}: {_described(record, pairings[index], names)}"
+        parts.append(page.picture(_jpeg(sheet[-1]), f"{record.path.name} with truths and detections", caption))
+    if not sheet:
+        return page.section("Worst images", page.paragraph("No image has a missed or a false box."))
+    _save(folder / "worst.jpg", _jpeg(contact_sheet(sheet, 480)))
+    return page.section("Worst images", legend, page.group("sheet", *parts))
+
+
+def _described(record: Record, pairing: Pairing, names: list[str]) -> str:
+    missed, false = curves.mistakes(record, pairing)
+    kinds = {
+        "missed": Counter(names[int(label)] for label in record.labels[missed, 0]),
+        "false": Counter(names[int(label)] for label in record.detections.labels[false]),
+    }
+    counts = (
+        f"{kind} " + ", ".join(f"{n} {name}" for name, n in found.most_common())
+        for kind, found in kinds.items()
+        if found
+    )
+    return "; ".join(counts)
+
+
+def _run(run: Path) -> str:
+    """What a training left: its pictures and settings"""
+    shown = {"chart.png": "Loss, mAP, loss terms and learning rate over the iterations"}
+    shown |= {path.name: "Augmented training images with their boxes" for path in sorted(run.glob("train_batch*.jpg"))}
+    shown["data.png"] = "The training data: classes, box sizes against the anchors, positions"
+    parts = [page.picture((run / name).read_bytes(), alt, alt) for name, alt in shown.items() if (run / name).exists()]
+    if (run / "settings.json").exists():
+        settings = json.loads((run / "settings.json").read_text(encoding="utf-8"))
+        rows = [[key, str(value)] for key, value in settings.items() if value is not None]
+        parts.append(page.table("Settings; the rest is as the cfg says", ("setting", "value"), rows))
+    return page.section("Training", *parts)
+
+
+def _picture(folder: Path, name: str, figure: Figure, caption: str, kind: str = "") -> str:
+    stream = io.BytesIO()
+    figure.savefig(stream, format="png", dpi=150)
+    _save(folder / name, stream.getvalue())
+    return page.picture(stream.getvalue(), caption.split(";")[0].split(":")[0], caption, kind)
+
+
+def _jpeg(image: np.ndarray) -> bytes:
+    return cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, 85))[1].tobytes()
+
+
+def _save(path: Path, content: bytes) -> None:
+    with replacing(path) as beside:
+        beside.write_bytes(content)
