@@ -16,11 +16,11 @@ FITTED = 20_000  # boxes that k-means looks at, drawn from the seed; all of them
 RESTARTS, ROUNDS = 10, 300
 ADVICE = """\
 New anchors help where the boxes are unlike COCO's (all tiny, all long) and the network is trained from the backbone's
-weights (conv.137) or from nothing. They do not help, and cost accuracy, where the heads are trained already: those
-weights belong to their anchors, and a fine-tuning starts with every box wrong. A mean IoU that grows by less than 0.05
-or so is not worth it. Darknet's own advice is to change anchors only if you know what you do: then mask= should give
-anchors below 30x30 to the finest head, below 60x60 to the next, the rest to the last, and filters= before a head has to
-be (classes + 5) * anchors of its mask. This command changes anchors= only."""
+weights (conv.137) or from nothing. They do not help, and may cost accuracy, where the heads are trained already: those
+weights belong to their anchors, and a fine-tuning starts with every box wrong. So nothing here computes them by itself.
+Darknet's own advice is to change anchors only if you know what you do: then mask= should give anchors below 30x30 to
+the finest head, below 60x60 to the next, the rest to the last, and filters= before a head has to be (classes + 5) *
+anchors of its mask. This command changes anchors= only; a box whose best anchor is in no mask is trained by no head."""
 
 
 def box_sizes(paths: Sequence[Path], size: tuple[int, int], letter_box: bool = False) -> np.ndarray:
@@ -82,8 +82,9 @@ def with_anchors(network: Network, text: str, anchors: np.ndarray) -> str:
     for yolo in heads(network):
         if len(yolo.anchors) != len(anchors):
             raise ValueError(f"{network.name}: {len(yolo.anchors)} anchors, but {len(anchors)} new, expected as many")
-        line = lines[yolo.lines["anchors"] - 1]
-        lines[yolo.lines["anchors"] - 1] = f"anchors = {value}" + line[len(line.rstrip("\r\n")) :]
+        index = yolo.lines["anchors"] - 1
+        key, line = lines[index].split("=")[0], lines[index]
+        lines[index] = f"{key}={value}" + line[len(line.rstrip("\r\n")) :]
     return "".join(lines)
 
 
@@ -156,7 +157,7 @@ def _run(arguments: argparse.Namespace) -> None:
     print(f"new, for {size[0]}x{size[1]}: {describe(sizes, new, masks if yolos and count == len(old) else [])}")
     print("anchors = " + ", ".join(f"{width:g},{height:g}" for width, height in new) + f"\n\n{ADVICE}")
     if arguments.out:
-        text = with_anchors(network, Path(arguments.cfg).read_text(encoding="utf-8"), new)
+        text = with_anchors(network, Path(arguments.cfg).read_bytes().decode(), new)
         Path(arguments.out).write_text(text, encoding="utf-8", newline="")
         print(f"\nwritten: {arguments.out}")
 

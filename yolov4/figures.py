@@ -109,7 +109,8 @@ def data(labels: np.ndarray, sizes: np.ndarray, anchors: Sequence[np.ndarray], n
     _draw_histogram(bars, labels, names)
     _draw_sizes(boxes, sizes, anchors)
     centres = np.clip(labels[:, 1:3], 0, 1)
-    grid, _, _ = np.histogram2d(centres[:, 1], centres[:, 0], 32, ((0, 1), (0, 1)))
+    cells = 32 if len(labels) > 5000 else 16
+    grid, _, _ = np.histogram2d(centres[:, 1], centres[:, 0], cells, ((0, 1), (0, 1)))
     image = places.imshow(grid, "viridis", extent=(0, 1, 1, 0))
     figure.colorbar(image, ax=places, label="boxes")
     places.set(title="Centres of the boxes", xlabel="x, share of the width", ylabel="y, share of the height")
@@ -133,14 +134,18 @@ def _draw_sizes(axes, sizes: np.ndarray, anchors: Sequence[np.ndarray]) -> None:
     sizes = np.maximum(sizes, 1)
     marks = np.concatenate([sizes, *anchors]) if len(anchors) else sizes
     edges = np.geomspace(max(1, marks.min() / 1.2), marks.max() * 1.2, 60) if len(marks) else np.geomspace(1, 512, 60)
-    axes.hist2d(sizes[:, 0], sizes[:, 1], (edges, edges), cmap="Greys", norm=LogNorm(1, None), cmin=1)
+    axes.hist2d(
+        sizes[:, 0], sizes[:, 1], (edges, edges), cmap="Greys", norm=LogNorm(0.2, None), cmin=1
+    )  # one box is grey
     for index, each in enumerate(anchors):
-        axes.plot(*np.transpose(each), "osD^v"[index % 5], color=f"C{index}", markeredgecolor="white", markersize=9,
-                  label=f"anchors of head {index + 1}")  # fmt: skip
+        marker = {"color": f"C{index}", "marker": "osD^v"[index % 5], "markersize": 12 - 2 * (index % 5)}
+        label = f"anchors of head {index + 1}"
+        axes.plot(*np.transpose(each), linestyle="", markeredgecolor="white", label=label, **marker)
     axes.set(xscale="log", yscale="log", aspect="equal", title="Box sizes in pixels of the network input",
              xlabel="width", ylabel="height")  # fmt: skip
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_major_formatter("{x:g}")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
     axes.grid(alpha=0.3)
     if len(anchors):
         axes.legend(fontsize=9)

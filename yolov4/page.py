@@ -13,6 +13,7 @@ h1 { font-size: 1.6rem; margin: 1.2rem 0 .4rem; } h2 { font-size: 1.25rem; margi
 figure { margin: 0 0 1rem; } figcaption { color: #444c56; font-size: .9rem; }
 img { max-width: 100%; height: auto; }
 .wide { overflow-x: auto; } .wide img { max-width: none; width: max(100%, 44rem); }
+.huge img { width: 100rem; }
 .sheet { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); }
 .pair { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
 table { border-collapse: collapse; font-size: .9rem; } caption { text-align: left; color: #444c56; padding: .3rem 0; }
@@ -54,11 +55,12 @@ def preformatted(text: str) -> str:
 
 
 def picture(content: bytes, alt: str, caption: str = "", kind: str = "") -> str:
-    """content: a PNG or JPEG file; alt: what it shows, in words; kind `wide`: may be scrolled on a small screen."""
+    """content: a PNG or JPEG file; alt: what it shows, in words; kind `wide`, `wide huge`: it
+    scrolls where the screen is smaller."""
     mime = "image/png" if content.startswith(b"\x89PNG") else "image/jpeg"
     source = f"data:{mime};base64,{base64.b64encode(content).decode()}"
     below = f"<figcaption>{escape(caption)}</figcaption>" if caption else ""
-    scroll = f' tabindex="0" role="group" aria-label="{escape(alt)}"' if kind == "wide" else ""
+    scroll = f' tabindex="0" role="group" aria-label="{escape(alt)}"' if kind.startswith("wide") else ""
     return f'<figure{_class(kind)}{scroll}><img src="{source}" alt="{escape(alt)}">{below}</figure>'
 
 

@@ -49,9 +49,7 @@ def write(
     folder, names = Path(folder), list(names)
     matches = curves.match(records, len(names), result.iou_thresh)
     pairings = [curves.pair(record, result.settings.confidence, result.iou_thresh) for record in records]
-    title = (
-        f"Evaluation{f' of {Path(run).name}' if run else ''}: mAP {result.map * 100:.2f} % at IoU {result.iou_thresh:g}"
-    )
+    title = f"Evaluation{f' of {Path(run).name}' if run else ''}: mAP {result.map:.2%} at IoU {result.iou_thresh:g}"
     parts = [
         _summary(result, matches),
         _classes(folder, result, names, notes),
@@ -86,7 +84,7 @@ def draw_mistakes(image: np.ndarray, record: Record, pairing: Pairing, names: Se
 def _summary(result: Result, matches: Matches) -> str:
     settings, (threshold, f1) = result.settings, curves.best_threshold(matches)
     text = (
-        f"mAP {result.map * 100:.2f} %. At confidence > {settings.confidence:g}: precision {result.precision:.2f}, "
+        f"mAP {result.map:.2%}. At confidence > {settings.confidence:g}: precision {result.precision:.2f}, "
         f"recall {result.recall:.2f}, F1 {result.f1:.2f}. The mean F1 of the classes is best at confidence > "
         f"{threshold:.3f}: {f1:.2f}."
     )
@@ -145,7 +143,16 @@ def _confusion(folder: Path, matrix: np.ndarray, result: Result, names: list[str
         f"Detections above {result.settings.confidence:g} and truths in pairs, one to one, at IoU > "
         f"{result.iou_thresh:g}: equal classes first, then the others."
     )
-    parts = [page.paragraph(how), _picture(folder, "confusion.png", figures.confusion(matrix, names), alt, "wide")]
+    parts = [
+        page.paragraph(how),
+        _picture(
+            folder,
+            "confusion.png",
+            figures.confusion(matrix, names),
+            alt,
+            "wide huge" if len(names) > figures.COUNTED else "wide",
+        ),
+    ]
     if rows:
         parts.append(page.table("Taken for another class most often", ("truth", "detected as", "times", "of"), rows))
     return page.section("Confusion", *parts)
