@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from yolov4 import curves
+from yolov4 import curves, mistakes
 from yolov4.decoding import Detections
 from yolov4.metrics import Evaluator, Record
 from yolov4.result import Settings
@@ -61,7 +61,9 @@ def random_records(seed: int, classes: int) -> list[Record]:
     for index in range(12):
         truths = [(int(rng.integers(classes)), float(rng.integers(90))) for _ in range(rng.integers(5))]
         hard = [(int(rng.integers(classes)), float(rng.integers(90))) for _ in range(rng.integers(2))]
-        found = [(c, float(rng.random()), left + float(rng.normal(0, 3))) for c, left in truths + hard for _ in range(2)]
+        found = [
+            (c, float(rng.random()), left + float(rng.normal(0, 3))) for c, left in truths + hard for _ in range(2)
+        ]
         found += [(int(rng.integers(classes)), float(rng.random()), float(rng.integers(90)))]
         found.sort(key=lambda row: -row[1])
         records.append(record(found, truths, hard, f"{index}.jpg"))
@@ -77,7 +79,7 @@ def test_area_under_the_curve_is_the_ap_of_the_table(seed):
     result, matches = evaluator.result(), curves.match(records, 3)
     areas = [float((np.diff(r) * p[1:]).sum()) for r, p in (curves.precision_recall(matches, c) for c in range(3))]
     np.testing.assert_allclose(areas, result.ap, atol=1e-12)
-    true, false = curves.positives(matches, np.array([0.25]))
+    true, _ = curves.positives(matches, np.array([0.25]))
     assert true[:, 0].tolist() == result.tp.tolist() and matches.truths.tolist() == result.truths.tolist()
 
 
@@ -89,7 +91,7 @@ def test_confusion_matrix_by_hand():
     # rows: truth 0, 1, 2, no object; columns: detected as 0, 1, 2, missed
     wanted = [[1, 0, 1, 0], [0, 0, 0, 1], [0, 0, 0, 0], [0, 1, 1, 0]]
     assert curves.confusion([each], [pairing], 3).tolist() == wanted
-    missed, false = curves.mistakes(each, pairing)
+    missed, false = mistakes.find(each, pairing)
     assert missed.tolist() == [1, 2] and sorted(false.tolist()) == [1, 2, 3]
 
 
@@ -117,7 +119,13 @@ def test_worst_images_come_first_and_good_ones_not_at_all():
         record([], [(0, 0), (0, 20)]),
     ]
     pairings = [curves.pair(each) for each in records]
-    assert curves.worst(records, pairings, 9) == [3, 1, 4] and curves.worst(records, pairings, 1) == [3]
+    for count in (9, 1):
+        found = [
+            next(i for i, other in enumerate(records) if other is each)
+            for each, _ in mistakes.worst(records, pairings, count)
+        ]
+        assert found == [3, 1, 4][:count]
+    assert mistakes.worst([records[3]._replace(path=None)], pairings[3:4], 9) == []
 
 
 def test_nothing_found_and_nothing_to_find():

@@ -44,7 +44,8 @@ MAY_IMPORT = {
     "page": [],
     "figures": ["curves"],
     "datareport": ["sections", "cfg", "files", "data", "anchors", "figures"],
-    "report": ["files", "result", "metrics", "curves", "data", "plots", "page", "figures"],
+    "mistakes": ["metrics", "curves", "data", "plots"],
+    "report": ["files", "result", "metrics", "curves", "plots", "page", "figures", "mistakes"],
     # loops
     "checkpoint": ["files", "runs", "model", "weights"],
     "verify": ["decoding", "model", "weights"],

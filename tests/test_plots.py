@@ -108,3 +108,12 @@ def test_a_loss_that_is_no_number_is_left_out(tmp_path):
 def test_no_rows_no_chart(tmp_path):
     training_chart([], tmp_path / "chart.png")
     assert not (tmp_path / "chart.png").exists()
+
+
+def test_chart_shows_the_loss_terms_of_each_head(tmp_path):
+    heads = [row | {"class_loss_139": 50 / row["iteration"], "iou_loss_139": 0} for row in rows(20)]
+    training_chart(rows(20), tmp_path / "plain.png")
+    training_chart(heads, tmp_path / "terms.png")
+    training_chart([row | {"iou_loss_139": 3} for row in heads], tmp_path / "more.png")
+    plain, terms, more = (cv2.imread(str(tmp_path / f"{name}.png")) for name in ("plain", "terms", "more"))
+    assert terms.shape[0] > plain.shape[0] and terms.shape == more.shape and (terms != more).any()

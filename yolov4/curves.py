@@ -1,4 +1,4 @@
-"""What stands behind a mAP: precision over recall, F1 over confidence, which class is taken for which, the mistakes.
+"""What stands behind a mAP: precision over recall, F1 over confidence, which class is taken for which.
 Source: PASCAL VOC development kit (precision-recall); difficult objects as in Darknet's validate_detector_map."""
 
 from collections.abc import Sequence
@@ -122,20 +122,6 @@ def confusion(records: Sequence[Record], pairings: Sequence[Pairing], classes: i
         missed = np.delete(truths, pairing.truths[found])
         np.add.at(matrix, (missed, classes), 1)
     return matrix
-
-
-def mistakes(record: Record, pairing: Pairing) -> tuple[np.ndarray, np.ndarray]:
-    """Indices of the missed truths and of the false detections; a truth found as another class is both."""
-    truths, labels = record.labels[:, 0].long().numpy(), record.detections.labels.numpy()[pairing.detections]
-    right = (pairing.truths >= 0) & (np.append(truths, -1)[pairing.truths] == labels)
-    return np.delete(np.arange(len(truths)), pairing.truths[right]), pairing.detections[~right]
-
-
-def worst(records: Sequence[Record], pairings: Sequence[Pairing], count: int) -> list[int]:
-    """Indices of the images with the most mistakes, the first of equals first; none without a mistake."""
-    totals = [sum(map(len, mistakes(*each))) for each in zip(records, pairings, strict=True)]
-    order = sorted(range(len(totals)), key=lambda index: -totals[index])
-    return [index for index in order[:count] if totals[index]]
 
 
 def _relative(record: Record) -> Tensor:

@@ -134,9 +134,10 @@ def _draw_sizes(axes, sizes: np.ndarray, anchors: Sequence[np.ndarray]) -> None:
     sizes = np.maximum(sizes, 1)
     marks = np.concatenate([sizes, *anchors]) if len(anchors) else sizes
     edges = np.geomspace(max(1, marks.min() / 1.2), marks.max() * 1.2, 60) if len(marks) else np.geomspace(1, 512, 60)
-    axes.hist2d(
-        sizes[:, 0], sizes[:, 1], (edges, edges), cmap="Greys", norm=LogNorm(0.2, None), cmin=1
-    )  # one box is grey
+    if len(sizes):
+        axes.hist2d(
+            sizes[:, 0], sizes[:, 1], (edges, edges), cmap="Greys", norm=LogNorm(0.2, None), cmin=1
+        )  # one box is grey
     for index, each in enumerate(anchors):
         marker = {"color": f"C{index}", "marker": "osD^v"[index % 5], "markersize": 12 - 2 * (index % 5)}
         label = f"anchors of head {index + 1}"

@@ -12,6 +12,7 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1b1f24; background: #fff; m
 h1 { font-size: 1.6rem; margin: 1.2rem 0 .4rem; } h2 { font-size: 1.25rem; margin: 2rem 0 .5rem; }
 figure { margin: 0 0 1rem; } figcaption { color: #444c56; font-size: .9rem; }
 img { max-width: 100%; height: auto; }
+.small img { max-width: min(100%, 38rem); }
 .wide { overflow-x: auto; } .wide img { max-width: none; width: max(100%, 44rem); }
 .huge img { width: 100rem; }
 .sheet { display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(min(100%, 20rem), 1fr)); }

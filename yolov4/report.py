@@ -4,7 +4,6 @@ No source: yolov4.curves says what the numbers are."""
 import csv
 import io
 import json
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,12 +11,11 @@ import cv2
 import numpy as np
 from matplotlib.figure import Figure
 
-from yolov4 import curves, figures, page
+from yolov4 import curves, figures, mistakes, page
 from yolov4.curves import Matches, Pairing
-from yolov4.data import load_image
 from yolov4.files import replacing
 from yolov4.metrics import Record
-from yolov4.plots import ascii_name, contact_sheet, draw_boxes
+from yolov4.plots import contact_sheet
 from yolov4.result import Result
 
 WORST = 12  # images that are shown
@@ -26,8 +24,6 @@ FORMATS = {
     "truths": "{}", "ap": "{:.2%}", "tp": "{}", "fp": "{}", "precision": "{:.2f}", "recall": "{:.2f}", "f1": "{:.2f}",
     "average_iou": "{:.1%}",
 }  # fmt: skip
-SIDE = 640  # pixels of the longer side of a shown image
-TRUTH, FOUND = (255, 160, 0), (0, 140, 255)  # blue and orange, BGR: apart for the colour-blind too
 
 
 def write(
@@ -62,32 +58,14 @@ def write(
     return folder / "report.html"
 
 
-def draw_mistakes(image: np.ndarray, record: Record, pairing: Pairing, names: Sequence[str]) -> np.ndarray:
-    """image uint8 (H, W, 3) BGR, of any scale, with truths in blue and detections in orange; what is missed or false
-    has a thick line and says so."""
-    missed, false = curves.mistakes(record, pairing)
-    height, width = image.shape[:2]
-    truths, labels = record.labels.double().numpy(), record.detections.labels.tolist()
-    low, high = truths[:, 1:3] - truths[:, 3:] / 2, truths[:, 1:3] + truths[:, 3:] / 2
-    boxes = np.concatenate((low, high), 1) * (width, height, width, height)
-    scale = np.divide((width, height), record.image_size)
-    found = record.detections.boxes.double().numpy() * (*scale, *scale)
-    right = np.setdiff1d(pairing.detections, false)
-    image = draw_boxes(image, boxes, [TRUTH] * len(boxes), [""] * len(boxes))
-    image = draw_boxes(image, found[right], [FOUND] * len(right), [""] * len(right))
-    texts = [f"missed {ascii_name(names, int(truths[index, 0]))}" for index in missed]
-    texts += [f"false {ascii_name(names, labels[i])} {record.detections.scores[i] * 100:.0f}%" for i in false]
-    wrong = np.concatenate((boxes[missed], found[false]))
-    return draw_boxes(image, wrong, [TRUTH] * len(missed) + [FOUND] * len(false), texts, weight=2)
-
-
 def _summary(result: Result, matches: Matches) -> str:
     settings, (threshold, f1) = result.settings, curves.best_threshold(matches)
     text = (
         f"mAP {result.map:.2%}. At confidence > {settings.confidence:g}: precision {result.precision:.2f}, "
-        f"recall {result.recall:.2f}, F1 {result.f1:.2f}. The mean F1 of the classes is best at confidence > "
-        f"{threshold:.3f}: {f1:.2f}."
+        f"recall {result.recall:.2f}, F1 {result.f1:.2f}."
     )
+    if f1:
+        text += f" The mean F1 of the classes is best at confidence > {threshold:.3f}: {f1:.2f}."
     counts = f"{result.images} images, {result.truths.sum()} objects, {result.detections} detections."
     return page.paragraph(text, "big") + page.paragraph(counts) + page.paragraph(f"Protocol: {result.protocol}")
 
@@ -120,8 +98,9 @@ def _curves(folder: Path, matches: Matches, result: Result, names: list[str]) ->
     recall = _picture(folder, "precision_recall.png", figures.precision_recall(matches, result.ap, names),
                       f"Precision over recall of {len(names)} classes; the area under a curve is its AP of the table "
                       "above.")  # fmt: skip
+    best = f"the mean is best, {f1:.2f}, at {threshold:.3f}" if f1 else "no detection finds anything"
     confidence = _picture(folder, "f1.png", figures.f1(matches, names, result.settings.confidence),
-                          f"F1 over confidence; the mean is best, {f1:.2f}, at {threshold:.3f}.")  # fmt: skip
+                          f"F1 over confidence; {best}.")  # fmt: skip
     return page.section("Curves", page.group("pair", recall, confidence))
 
 
@@ -143,16 +122,8 @@ def _confusion(folder: Path, matrix: np.ndarray, result: Result, names: list[str
         f"Detections above {result.settings.confidence:g} and truths in pairs, one to one, at IoU > "
         f"{result.iou_thresh:g}: equal classes first, then the others."
     )
-    parts = [
-        page.paragraph(how),
-        _picture(
-            folder,
-            "confusion.png",
-            figures.confusion(matrix, names),
-            alt,
-            "wide huge" if len(names) > figures.COUNTED else "wide",
-        ),
-    ]
+    kind = "small" if len(names) < 8 else "wide huge" if len(names) > figures.COUNTED else "wide"
+    parts = [page.paragraph(how), _picture(folder, "confusion.png", figures.confusion(matrix, names), alt, kind)]
     if rows:
         parts.append(page.table("Taken for another class most often", ("truth", "detected as", "times", "of"), rows))
     return page.section("Confusion", *parts)
@@ -164,16 +135,9 @@ def _worst(folder: Path, records: Sequence[Record], pairings: Sequence[Pairing],
         "a thick line and says so.</p>"
     )
     sheet, parts = [], []
-    for index in curves.worst(records, pairings, WORST):
-        record = records[index]
-        if record.path is None:
-            continue
-        image = load_image(record.path)
-        scale = SIDE / max(image.shape[:2])
-        size = [max(1, round(side * scale)) for side in image.shape[1::-1]]
-        image = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-        sheet.append(draw_mistakes(image, record, pairings[index], names))
-        caption = f"{record.path.name}: {_described(record, pairings[index], names)}"
+    for record, pairing in mistakes.worst(records, pairings, WORST):
+        sheet.append(mistakes.draw(record, pairing, names))
+        caption = f"{record.path.name}: {mistakes.describe(record, pairing, names)}"
         parts.append(page.picture(_jpeg(sheet[-1]), f"{record.path.name} with truths and detections", caption))
     if not sheet:
         return page.section("Worst images", page.paragraph("No image has a missed or a false box."))
@@ -181,26 +145,13 @@ def _worst(folder: Path, records: Sequence[Record], pairings: Sequence[Pairing],
     return page.section("Worst images", legend, page.group("sheet", *parts))
 
 
-def _described(record: Record, pairing: Pairing, names: list[str]) -> str:
-    missed, false = curves.mistakes(record, pairing)
-    kinds = {
-        "missed": Counter(names[int(label)] for label in record.labels[missed, 0]),
-        "false": Counter(names[int(label)] for label in record.detections.labels[false]),
-    }
-    counts = (
-        f"{kind} " + ", ".join(f"{n} {name}" for name, n in found.most_common())
-        for kind, found in kinds.items()
-        if found
-    )
-    return "; ".join(counts)
-
-
 def _run(run: Path) -> str:
     """What a training left: its pictures and settings"""
-    shown = {"chart.png": "Loss, mAP, loss terms and learning rate over the iterations"}
+    shown = {"data.png": "The training data: classes, box sizes against the anchors, positions"}
     shown |= {path.name: "Augmented training images with their boxes" for path in sorted(run.glob("train_batch*.jpg"))}
-    shown["data.png"] = "The training data: classes, box sizes against the anchors, positions"
-    parts = [page.picture((run / name).read_bytes(), alt, alt) for name, alt in shown.items() if (run / name).exists()]
+    shown = {"chart.png": "Loss, mAP, loss terms and learning rate over the iterations"} | shown
+    found = [page.picture((run / name).read_bytes(), alt, alt) for name, alt in shown.items() if (run / name).exists()]
+    parts = [*found[:1], page.group("pair", *found[1:])]
     if (run / "settings.json").exists():
         settings = json.loads((run / "settings.json").read_text(encoding="utf-8"))
         rows = [[key, str(value)] for key, value in settings.items() if value is not None]
