@@ -112,7 +112,7 @@ def _draw_losses(axes, iterations: np.ndarray, losses: np.ndarray) -> list:
 
 def _draw_terms(axes, results: Sequence[dict], terms: Sequence[str]) -> None:
     """A colour a head: its class term (with objectness) as a line, its IoU term dashed"""
-    heads, ends = list(dict.fromkeys(term.rpartition("_")[2] for term in terms)), []
+    heads, positive = list(dict.fromkeys(term.rpartition("_")[2] for term in terms)), []
     for term in terms:
         kind, _, head = term.rpartition("_")
         iterations, values = _column(results, term)
@@ -120,8 +120,9 @@ def _draw_terms(axes, results: Sequence[dict], terms: Sequence[str]) -> None:
         label = f"{'class and objectness' if kind == 'class_loss' else 'IoU'}, head {head}"
         style = {"color": f"C{heads.index(head)}", "linestyle": "-" if kind == "class_loss" else "--"}
         axes.plot(iterations, smoothed, linewidth=1.4, label=label, **style)
-        ends += [smoothed[smoothed > 1e-6].min(initial=np.inf), smoothed.max()]
-    _logarithmic(axes, min(ends), max(ends), "loss terms, smoothed")
+        positive.append(smoothed[smoothed > 1e-6])  # a term may be 0 where a head has nothing to learn
+    shown = np.concatenate(positive)
+    _logarithmic(axes, shown.min(initial=np.inf), shown.max(initial=0), "loss terms, smoothed")
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.04), ncols=min(3, len(heads)), frameon=False, fontsize=9)
 
 
