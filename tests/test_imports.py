@@ -32,6 +32,10 @@ MAY_IMPORT = {
     "loss": ["sections", "boxes", "decoding", "assign"],
     "result": ["decoding"],
     "metrics": ["boxes", "decoding", "result"],
+    # other protocols, on the records of one pass
+    "voc": ["metrics", "result"],
+    "coco": ["result"],
+    "protocols": ["files", "result", "metrics", "voc", "coco"],
     # data
     "augment": [],
     "data": ["augment"],
