@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""Measures mAP as `darknet detector map` does: `python val.py --data X.data --cfg X.cfg --weights X.weights`.
-Source: Darknet's src/detector.c, validate_detector_map; yolov4/evaluation.py does the work."""
+"""Measures mAP as Darknet, the VOC devkit and COCO do: `python val.py --data X.data --cfg X.cfg --weights X.weights`.
+Source: Darknet's src/detector.c, validate_detector_map; yolov4/evaluation.py and protocols.py do the work."""
 
 import argparse
 import json
@@ -14,8 +14,8 @@ from yolov4.runs import network_files, one_line_errors, run_settings, validation
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description="mAP, precision, recall, F1 and average IoU, as `darknet detector map` counts them. Without "
-        "arguments: the newest run's best weights on its validation list."
+        description="mAP, precision, recall, F1 and average IoU, as `darknet detector map` counts them; VOC's and "
+        "COCO's figures from the same pass. Without arguments: the newest run's best weights on its validation list."
     )
     images = parser.add_mutually_exclusive_group()
     images.add_argument("--data", help="Darknet's .data file: its valid, names, difficult")
@@ -24,10 +24,16 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--cfg", help="default: the .cfg beside the weights")
     parser.add_argument("--names", help="default: that of --data, else the .names beside the weights")
     parser.add_argument("--difficult", metavar="LIST", help="list whose labels are the difficult objects")
-    parser.add_argument("--iou-thresh", type=float, default=0.5, help="default %(default)s")
+    parser.add_argument("--iou-thresh", type=float, default=0.5, help="Darknet's (default %(default)s)")
     parser.add_argument(
-        "--points", type=int, choices=(0, 11, 101), default=0, help="recall points; 0: area under the curve"
+        "--points", type=int, choices=(0, 11, 101), default=0, help="Darknet's recall points; 0: area under the curve"
     )
+    parser.add_argument(
+        "--protocols", nargs="+", choices=("darknet", "voc", "coco"), default=[], help="whose rules to count by "
+        "(default: darknet, and voc where there is VOC XML or a list of difficult objects)"
+    )  # fmt: skip
+    parser.add_argument("--coco-json", metavar="FILE", help="COCO's truths (default: those of the label files)")
+    parser.add_argument("--coco-results", metavar="FILE", help="write the detections there, for COCO's server")
     parser.add_argument("--batch", type=int, help="images at a time (default: 8 on a GPU, else 1)")
     parser.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the best there is)")
     parser.add_argument(
@@ -40,6 +46,8 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.weights and not (arguments.data or arguments.images):
         parser.error("--weights without images to evaluate on: give --data or --images")
+    if (arguments.coco_json or arguments.coco_results) and "coco" not in arguments.protocols:
+        parser.error("--coco-json, --coco-results without coco: give --protocols coco")
     return arguments
 
 
@@ -67,18 +75,25 @@ def main() -> None:
         images, difficult, names = image_lists(arguments, files.run)
         print(f"{files}; images {images}", flush=True)
         # after the checks: torch takes seconds to import
-        from yolov4.evaluation import evaluate
+        from yolov4.evaluation import collect
         from yolov4.predict import Detector
+        from yolov4.protocols import check, measure, to_json
 
         warnings.showwarning = lambda message, *_: print(f"val.py: {message}", file=sys.stderr)
+        check(arguments.protocols, arguments.coco_json)
         detector = Detector(files.cfg, files.weights, names or files.names, arguments.device, arguments.letter_box)
-        result = evaluate(
-            detector.model, images, arguments.iou_thresh, arguments.points, difficult=difficult,
-            batch=arguments.batch, letter_box=detector.letter_box, progress=True,
+        evaluator = collect(
+            detector.model, images, difficult=difficult, batch=arguments.batch, letter_box=detector.letter_box,
+            progress=True,
         )  # fmt: skip
-        print(result.table(detector.names))
+        results = measure(
+            evaluator, detector.names, arguments.protocols, iou_thresh=arguments.iou_thresh, points=arguments.points,
+            coco_json=arguments.coco_json, coco_results=arguments.coco_results,
+        )  # fmt: skip
+        print("\n\n".join(result.table(detector.names) for result in results.values()))
         if arguments.json:
-            Path(arguments.json).write_text(json.dumps(result.to_json(detector.names), indent=1), encoding="utf-8")
+            plain = to_json(results, detector.names)
+            Path(arguments.json).write_text(json.dumps(plain, indent=1), encoding="utf-8")
 
 
 if __name__ == "__main__":

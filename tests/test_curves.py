@@ -9,8 +9,8 @@ import torch
 
 from yolov4 import curves, mistakes
 from yolov4.decoding import Detections
-from yolov4.metrics import Evaluator, Record
-from yolov4.result import Settings
+from yolov4.metrics import Evaluator
+from yolov4.result import Record, Settings
 
 
 def record(found, truths, difficult=(), path="a.jpg", size=(100, 100)) -> Record:

@@ -219,3 +219,36 @@ def test_val_reads_data_files(call, run_folder, tmp_path):
     assert code == 0 and "11 recall points" in out and "cat" in out
     code, _, err = call("val", "--images", "gone.txt", "--weights", weights)
     assert code == 1 and "gone.txt" in err and err.count("\n") == 1
+
+
+def test_val_gives_all_protocols_from_one_pass(call, run_folder, tmp_path):
+    arguments = ("--protocols", "darknet", "voc", "coco", "--json", "all.json", "--coco-results", "sent.json")
+    code, out, _ = call("val", *arguments)
+    assert code == 0
+    assert [line.split(":")[0] for line in out.splitlines() if "Darknet's figure" in line] == ["VOC devkit", "COCO"]
+    assert "darknet detector map: IoU > 0.5" in out
+    result = json.loads((tmp_path / "all.json").read_text())
+    assert (result["map"], result["voc"]["map10"], result["coco"]["AP50"]) == (0.5, 1.0, pytest.approx(1))
+    sent = json.loads((tmp_path / "sent.json").read_text())
+    # 0.png is picture 0; the box is the middle half of 80 x 60, of class cat, the first
+    assert [each["image_id"] for each in sent] == list(range(10))
+    assert all(each["category_id"] == 1 and each["bbox"] == pytest.approx([20, 15, 40, 30], abs=0.01) for each in sent)
+    code, out, _ = call("val", "--protocols", "voc", "--json", "voc.json")
+    assert code == 0 and "mAP@0.50" not in out and list(json.loads((tmp_path / "voc.json").read_text())) == ["voc"]
+
+
+def test_val_gives_voc_by_itself_only_where_difficult_objects_are_known(call, run_folder):
+    assert "VOC devkit" not in call("val")[1]
+    code, out, _ = call("val", "--difficult", "valid.txt")
+    assert code == 0 and "VOC devkit" in out and "COCO" not in out
+
+
+def test_val_says_what_is_wrong_with_coco_before_the_pass(call, run_folder, monkeypatch):
+    assert call("val", "--coco-results", "x.json")[0] == 2
+    monkeypatch.setattr("yolov4.evaluation.collect", None)
+    code, _, err = call("val", "--protocols", "coco", "--coco-json", "gone.json")
+    assert code == 1 and "gone.json" in err and err.count("\n") == 1
+    for name in ("faster_coco_eval", "pycocotools.coco"):
+        monkeypatch.setitem(sys.modules, name, None)
+    code, _, err = call("val", "--protocols", "coco")
+    assert code == 1 and "pip install faster-coco-eval" in err and err.count("\n") == 1

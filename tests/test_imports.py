@@ -32,7 +32,11 @@ MAY_IMPORT = {
     "loss": ["sections", "boxes", "decoding", "assign"],
     "result": ["decoding"],
     "metrics": ["boxes", "decoding", "result"],
-    "curves": ["boxes", "metrics"],
+    "curves": ["boxes", "metrics", "result"],
+    # other protocols, on the records of one pass
+    "voc": ["metrics", "result"],
+    "coco": ["result"],
+    "protocols": ["files", "result", "metrics", "voc", "coco"],
     # data
     "augment": [],
     "data": ["augment"],
@@ -44,8 +48,8 @@ MAY_IMPORT = {
     "page": [],
     "figures": ["curves"],
     "datareport": ["sections", "cfg", "files", "data", "anchors", "figures"],
-    "mistakes": ["metrics", "curves", "data", "plots"],
-    "report": ["files", "result", "metrics", "curves", "plots", "page", "figures", "mistakes"],
+    "mistakes": ["result", "curves", "data", "plots"],
+    "report": ["files", "result", "curves", "plots", "page", "figures", "mistakes"],
     # loops
     "checkpoint": ["files", "runs", "model", "weights"],
     "verify": ["decoding", "model", "weights"],
@@ -54,7 +58,7 @@ MAY_IMPORT = {
     "distributed": [],
     "updates": ["sections", "schedule", "loss", "model", "distributed"],
     "progress": ["updates"],
-    "board": ["metrics", "curves", "updates"],
+    "board": ["result", "curves", "updates"],
     "runfolder": ["sections", "cfg", "files", "settings", "model", "weights", "checkpoint", "plots", "updates"],
     "training": [
         "cfg", "settings", "data", "model", "weights", "checkpoint", "predict", "evaluation", "distributed", "updates",

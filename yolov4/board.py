@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from yolov4 import curves
-from yolov4.metrics import Record
+from yolov4.result import Record
 from yolov4.updates import Update
 
 THRESHOLDS = np.arange(127) / 127  # of a curve: what TensorBoard shows well

@@ -10,7 +10,8 @@ from torch import Tensor
 from torchvision.ops import box_convert
 
 from yolov4.boxes import box_iou
-from yolov4.metrics import Record, best_overlaps, first_finds
+from yolov4.metrics import best_overlaps, first_finds
+from yolov4.result import Record
 
 THRESHOLDS = np.arange(1000) / 1000  # confidences at which F1 is looked at
 RECALLS = np.arange(101) / 100

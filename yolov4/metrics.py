@@ -61,9 +61,7 @@ class Evaluator:
         labels, scores, truth_labels, overlap, truth, difficult_overlap = self._matches
         found = overlap > iou_thresh
         # Darknet's oddity: an unmatched detection on a difficult object leaves the curve, but is still counted as FP
-        ranked = (found | (difficult_overlap <= iou_thresh)).nonzero()[:, 0]
-        ranked = ranked[scores[ranked].argsort(descending=True, stable=True)]
-        ranked = ranked[labels[ranked].argsort(stable=True)]  # by class, and by falling score within it
+        ranked = rank_by_class((found | (difficult_overlap <= iou_thresh)).nonzero()[:, 0], labels, scores)
         hits = first_finds(truth[ranked], found[ranked])
         per_class, truths = self._count(labels[ranked]), self._count(truth_labels)
         parts = zip(hits.split(per_class.tolist()), truths.tolist(), strict=True)
@@ -107,7 +105,7 @@ def best_overlaps(boxes: Tensor, groups: Tensor, truth_boxes: Tensor, truth_grou
     """
     order = truth_groups.argsort(stable=True)
     sorted_groups = truth_groups[order]
-    best, index = torch.zeros(len(boxes)), torch.full((len(boxes),), len(truth_boxes))
+    best, index = boxes.new_zeros(len(boxes)), torch.full((len(boxes),), len(truth_boxes))
     for start in range(0, len(boxes), BLOCK):
         block = slice(start, start + BLOCK)
         first = torch.searchsorted(sorted_groups, groups[block])
@@ -120,6 +118,12 @@ def best_overlaps(boxes: Tensor, groups: Tensor, truth_boxes: Tensor, truth_grou
         winners = (overlap == best[block][row]) & (overlap > 0)
         index[block].scatter_reduce_(0, row[winners], truth[winners], "amin")
     return best, index
+
+
+def rank_by_class(rows: Tensor, labels: Tensor, scores: Tensor) -> Tensor:
+    """rows (m,) of labels (n,), scores (n,), in order -> by class, by falling score within it, equals as they were."""
+    rows = rows[scores[rows].argsort(descending=True, stable=True)]
+    return rows[labels[rows].argsort(stable=True)]
 
 
 def first_finds(truth: Tensor, found: Tensor) -> Tensor:

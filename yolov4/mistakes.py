@@ -9,8 +9,8 @@ import numpy as np
 
 from yolov4.curves import Pairing
 from yolov4.data import load_image
-from yolov4.metrics import Record
 from yolov4.plots import ascii_name, draw_boxes
+from yolov4.result import Record
 
 SIDE = 640  # pixels of the longer side of a drawn image
 TRUTH, FOUND = (255, 160, 0), (0, 140, 255)  # blue and orange, BGR: apart for the colour-blind too

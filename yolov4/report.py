@@ -14,9 +14,8 @@ from matplotlib.figure import Figure
 from yolov4 import curves, figures, mistakes, page
 from yolov4.curves import Matches, Pairing
 from yolov4.files import replacing
-from yolov4.metrics import Record
 from yolov4.plots import contact_sheet
-from yolov4.result import Result
+from yolov4.result import Record, Result
 
 WORST = 12  # images that are shown
 CONFUSIONS = 10  # pairs of classes that are named

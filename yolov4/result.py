@@ -34,6 +34,11 @@ class Settings:
     confidence: float = 0.25  # above it a detection counts for TP, FP, precision, recall, F1 and average IoU
     difficult: bool = False  # whether a list of difficult objects was given
 
+    def __str__(self) -> str:
+        width, height = self.size
+        fitted = "letterboxed" if self.letter_box else "stretched"
+        return f"images {fitted} to {width}x{height}; thresh {self.thresh:g}, nms {self.nms_thresh:g}"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
@@ -90,12 +95,11 @@ class Result:
     @property
     def protocol(self) -> str:
         """One sentence: what was measured, and with which settings."""
-        settings, (width, height) = self.settings, self.settings.size
+        settings = self.settings
         curve = f"{self.points} recall points" if self.points else "area under the curve"
         return (
-            f"darknet detector map: IoU > {self.iou_thresh:g}, {curve}, mean over {len(self.ap)} classes; images "
-            f"{'letterboxed' if settings.letter_box else 'stretched'} to {width}x{height}; "
-            f"thresh {settings.thresh:g}, nms {settings.nms_thresh:g}; TP to IoU at confidence > "
+            f"darknet detector map: IoU > {self.iou_thresh:g}, {curve}, mean over {len(self.ap)} classes; "
+            f"{settings}; TP to IoU at confidence > "
             f"{settings.confidence:g}; difficult objects {'from their list' if settings.difficult else 'not listed'}."
         )
 
