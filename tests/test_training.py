@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -270,3 +271,22 @@ def test_names_and_classes_have_to_agree(work):
     (work / "tiny.names").write_text("blue\n")
     with pytest.raises(ValueError, match=r"1 names, but .*tiny\.cfg has 2 classes"):
         Training(settings(work), work / "runs/run", say=print)
+
+
+def test_patience_stops_and_says_so(work, monkeypatch):
+    from yolov4 import training
+
+    write_cfg(work, iterations=100)
+    measured = iter([0.5, 0.6, 0.55, 0.6, 0.4, 0.3, 0.9])
+    monkeypatch.setattr(training, "evaluate", lambda *_, **__: SimpleNamespace(map=next(measured), table=str))
+    said = []
+    Training(settings(work, eval_every=5, patience=2), work / "runs/run", say=said.append).run()
+    assert any("stopped at iteration 30 of 100 after 2 evaluations without a better mAP than 60.00%" in s for s in said)
+    assert torch.load(work / "runs/run/last.pt", weights_only=True)["iteration"] == 30
+
+
+def test_resume_takes_no_other_recipe(root, work):
+    done = subprocess.run(
+        [sys.executable, str(root / "train.py"), "--resume", "--batch", "3"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "expected no --batch" in done.stderr
