@@ -83,7 +83,7 @@ def prepared(arguments: argparse.Namespace) -> Settings:
     missing = []
     if arguments.data == DATA and not Path(data["train"]).exists():
         missing.append(f"{data['train']} is missing: download VOC 2007 and 2012 (VOCdevkit), then "
-                       "`python data/voc0712/voc_label.py VOCDEVKIT`")  # fmt: skip
+                       "`python data/voc0712/voc_label.py VOCDEVKIT --out data/voc0712`")  # fmt: skip
     if weights == WEIGHTS and not Path(weights).exists():
         missing.append(f"{weights} is missing: `curl -L -o {weights} "
                        "https://github.com/AlexeyAB/darknet/releases/download/yolov4/yolov4.conv.137`")  # fmt: skip
