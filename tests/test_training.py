@@ -290,3 +290,13 @@ def test_resume_takes_no_other_recipe(root, work):
         [sys.executable, str(root / "train.py"), "--resume", "--batch", "3"], capture_output=True, text=True
     )
     assert done.returncode == 2 and "expected no --batch" in done.stderr
+
+
+def test_out_of_memory_advises_subdivisions(work, monkeypatch):
+    def exhausted(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    run = Training(settings(work), work / "runs/run", say=lambda line: None)
+    monkeypatch.setattr(run.updater, "update", exhausted)
+    with pytest.raises(ValueError, match=r"out of memory with 4 images .* of 32x32, .*more --subdivisions"):
+        run.run()
