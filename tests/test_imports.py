@@ -34,7 +34,8 @@ MAY_IMPORT = {
     "metrics": ["boxes", "decoding", "result"],
     # data
     "augment": [],
-    "data": ["augment"],
+    "data": [],
+    "batches": ["sections", "augment", "data"],
     "sources": ["data"],
     # views
     "plots": ["decoding"],
@@ -49,8 +50,8 @@ MAY_IMPORT = {
     "progress": ["updates"],
     "runfolder": ["sections", "cfg", "files", "settings", "model", "weights", "checkpoint", "plots", "updates"],
     "training": [
-        "cfg", "settings", "data", "model", "weights", "checkpoint", "predict", "evaluation", "distributed", "updates",
-        "progress", "runfolder",
+        "cfg", "settings", "data", "batches", "model", "weights", "checkpoint", "predict", "evaluation", "distributed",
+        "updates", "progress", "runfolder",
     ],
 }  # fmt: skip
 LEAVES = ("sections", "cfg", "plan", "blocks", "blueprint")

@@ -97,12 +97,12 @@ def command(root, work, *flags, launcher=(sys.executable,)):
     return [*launcher, str(root / "train.py"), "--runs", str(work / "runs"), "--device", "cpu", *map(str, flags)]
 
 
-def started(root, work, *flags):
+def started(root, work, *flags, **options):
     given = ["--data", work / "tiny.data", "--cfg", work / "tiny.cfg", "--workers", 0]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command(root, work, *([] if "--resume" in flags else given), *flags), cwd=work, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
     )  # fmt: skip
 
 
@@ -155,13 +155,15 @@ def test_killed_and_resumed_is_never_stopped_bit_for_bit(root, work):
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(root, work):
+    """Ctrl-C on a terminal reaches the processes that load data too."""
     write_cfg(work, iterations=100000)
-    process = started(root, work, "--name", "run", "--save-every", 100000, "--eval-every", 0)
+    flags = ["--name", "run", "--save-every", 100000, "--eval-every", 0, "--workers", 2]
+    process = started(root, work, *flags, start_new_session=True)
     wait_for((work / "runs/run/train_batch3.jpg").exists, process)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)
     out, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
-    assert f"--resume {work / 'runs/run'}" in out
+    assert f"--resume {work / 'runs/run'}" in out and "Traceback" not in errors
     state = torch.load(work / "runs/run/last.pt", weights_only=True)
     assert state["iteration"] >= 3 and state["seen"] == 4 * state["iteration"]
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from yolov4.batches import training_batches
 from yolov4.cfg import format_cfg, parse_cfg, read_cfg, read_names
 from yolov4.checkpoint import load_checkpoint
-from yolov4.data import inspect, read_image_list, training_batches
+from yolov4.data import inspect, read_image_list
 from yolov4.distributed import Processes, local_rank
 from yolov4.evaluation import evaluate
 from yolov4.model import Darknet
