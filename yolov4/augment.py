@@ -11,9 +11,7 @@ import cv2
 import numpy as np
 from numpy.random import Generator
 
-Array = np.ndarray
-Size = tuple[int, int]
-Border = tuple[int, int, int, int]
+Array, Size, Border = np.ndarray, tuple[int, int], tuple[int, int, int, int]
 Sample = tuple[Array, Array]  # image, labels
 
 
@@ -84,8 +82,7 @@ def blur(image: Array, labels: Array, amount: int) -> Array:
         amount = min(amount, int(smallest) // 8)
     if amount == 0:
         return image
-    kernel = 17 if amount == 1 else amount // 2 * 2 + 1
-    blurred = cv2.GaussianBlur(image, (kernel, kernel), 0)
+    blurred = cv2.GaussianBlur(image, (17, 17) if amount == 1 else (amount // 2 * 2 + 1,) * 2, 0)
     if amount == 1:
         corners = np.concatenate((labels[:, 1:3] - labels[:, 3:] / 2, labels[:, 3:]), 1)
         for left, top, w, h in (corners * (width, height, width, height)).astype(int):
@@ -106,11 +103,9 @@ def empty_border(params: CropParams, image_size: Size, size: Size) -> Border:
     """Left, right, top, bottom pixels of the augmented image that lie beyond the source."""
     params = CropParams(*params)
     left, top, _, _ = _rectangle(params, image_size)
-    right, bottom = int(params.pright), int(params.pbot)
-    if params.flip:
-        left, right = right, left
-    shown = [max(0, -p * size[0] // image_size[0]) for p in (left, right)]
-    return *shown, *(max(0, -p * size[1] // image_size[1]) for p in (top, bottom))
+    sides = (int(params.pright), left) if params.flip else (left, int(params.pright))
+    shown = [max(0, -p * size[0] // image_size[0]) for p in sides]
+    return *shown, *(max(0, -p * size[1] // image_size[1]) for p in (top, int(params.pbot)))
 
 
 def push_to_corner(params: CropParams, corner: int) -> CropParams:
