@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from yolov4 import augment, data
+from yolov4 import augment
+from yolov4 import batches as batching
 
 COLOURS = {"hue": 0.1, "saturation": 1.5, "exposure": 1.5, "blur": 0, "gaussian_noise": 0}
 SIZES = {"width": 96, "height": 64, "resize_step": 32, "batch": 8, "subdivisions": 4, "max_batches": 1000}
@@ -37,36 +38,36 @@ def same(a, b):
 
 
 def test_size_without_random():
-    assert data.training_size(net_of(), head_of(), 17, 0) == (96, 64)
+    assert batching.training_size(net_of(), head_of(), 17, 0) == (96, 64)
 
 
 def test_sizes_of_random():
     net, head = net_of(width=416, height=416), head_of(random=1)
-    sizes = [data.training_size(net, head, iteration, 0) for iteration in range(1000)]
+    sizes = [batching.training_size(net, head, iteration, 0) for iteration in range(1000)]
     assert all(len(set(sizes[start : start + 10])) == 1 for start in range(0, 1000, 10))
     assert sizes[0] == (608, 608)  # round(1.4 * 13 + 1) * 32
     assert set(sizes[910:]) == {(608, 608)} and len(set(sizes[:910])) >= 8
     # the smallest: round(13 / 1.4 + 1) * 32; what v < 1 would make larger than 416 becomes 416
     assert min(sizes)[0] == 320 and all(width == height and width % 32 == 0 for width, height in sizes)
-    assert data.training_size(net, head_of(random=2), 3, 0) == (864, 864)
-    assert data.training_size(net_of(resize_step=64), head, 0, 0) == (192, 128)  # 96 * 1.4 / 64 + 1 = 3.1
+    assert batching.training_size(net, head_of(random=2), 3, 0) == (864, 864)
+    assert batching.training_size(net_of(resize_step=64), head, 0, 0) == (192, 128)  # 96 * 1.4 / 64 + 1 = 3.1
 
 
 def test_size_below_one_never_grows(monkeypatch):
     monkeypatch.setattr(augment, "draw_factor", lambda rng, limit: 0.99)
-    assert data.training_size(net_of(width=416, height=416), head_of(random=1), 50, 0) == (416, 416)
+    assert batching.training_size(net_of(width=416, height=416), head_of(random=1), 50, 0) == (416, 416)
     for factor, side in ((0.8, 352), (0.83, 384)):  # 13 * factor + 1 = 11.4, 11.79
         monkeypatch.setattr(augment, "draw_factor", lambda rng, limit, factor=factor: factor)
-        assert data.training_size(net_of(width=416, height=416), head_of(random=1), 50, 0) == (side, side)
+        assert batching.training_size(net_of(width=416, height=416), head_of(random=1), 50, 0) == (side, side)
 
 
 def batches(net, *arguments, **options):
-    return [[index for index, _ in rows] for rows in data.MiniBatches(net, head_of(), 0, *arguments, **options)]
+    return [[index for index, _ in rows] for rows in batching.MiniBatches(net, head_of(), 0, *arguments, **options)]
 
 
 def test_mini_batches_are_consecutive():
     assert batches(net_of(), 3, 5) == [[n, n + 1] for n in range(24, 40, 2)]
-    assert len(data.MiniBatches(net_of(), head_of(), 0, 3, 5)) == 8 and batches(net_of(), 5, 5) == []
+    assert len(batching.MiniBatches(net_of(), head_of(), 0, 3, 5)) == 8 and batches(net_of(), 5, 5) == []
     assert batches(net_of(), 0, 10)[12:] == batches(net_of(), 3, 10)  # resumed = never stopped
 
 
@@ -83,14 +84,14 @@ def test_ranks_share_each_iteration(world):
 
 def test_batch_that_cannot_be_cut():
     with pytest.raises(ValueError, match="found batch=8, subdivisions=3, 1 processes"):
-        data.MiniBatches(net_of(subdivisions=3), head_of(), 0, 0, 1)
+        batching.MiniBatches(net_of(subdivisions=3), head_of(), 0, 0, 1)
     with pytest.raises(ValueError, match="found batch=8, subdivisions=4, 3 processes"):
-        data.MiniBatches(net_of(), head_of(), 0, 0, 1, world=3)
+        batching.MiniBatches(net_of(), head_of(), 0, 0, 1, world=3)
 
 
 def test_workers_and_ranks_give_the_same_samples(paths):
     def load(start, end, workers=0, **options):
-        return list(data.training_batches(paths, net_of(), head_of(), 7, start, end, workers, **options))
+        return list(batching.training_batches(paths, net_of(), head_of(), 7, start, end, workers, **options))
 
     alone = load(0, 2)
     assert len(alone) == 8 and alone[0][0].shape == (2, 3, 64, 96)

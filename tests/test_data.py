@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from yolov4 import batches as batching
 from yolov4 import data
 
 SHARED = Path(__file__).parents[1].parent / "shared"
@@ -157,20 +158,20 @@ def same(a, b):
 
 @pytest.mark.parametrize("keys", [{}, {"mosaic": 0, "mixup": 1}, {"mosaic": 0}, {"blur": 5, "gaussian_noise": 9}])
 def test_sample_depends_on_seed_and_index_only(paths, keys):
-    training_set = data.TrainingSet(paths, net_of(**keys), head_of(), seed=3)
+    training_set = batching.TrainingSet(paths, net_of(**keys), head_of(), seed=3)
     forward = [training_set[index, (96, 64)] for index in range(12)]
     backward = [training_set[index, (96, 64)] for index in reversed(range(12))][::-1]
     assert all(map(same, forward, backward))
     image, labels, files = forward[0]
     assert image.shape == (3, 64, 96) and image.dtype == torch.uint8 and image.is_contiguous()
     assert labels.shape[1] == 5 and labels.dtype == torch.float32 and set(files) <= set(map(str, paths))
-    other = data.TrainingSet(paths, net_of(**keys), head_of(), seed=4)
+    other = batching.TrainingSet(paths, net_of(**keys), head_of(), seed=4)
     assert not any(same(other[index, (96, 64)], forward[index]) for index in range(12))
 
 
 def test_how_many_images_a_sample_is_made_of(paths):
     def share(count, **keys):
-        training_set = data.TrainingSet(paths, net_of(**keys), head_of(), seed=0)
+        training_set = batching.TrainingSet(paths, net_of(**keys), head_of(), seed=0)
         counts = [len(training_set[index, (32, 32)][2]) for index in range(200)]
         assert set(counts) == {1, count}
         return counts.count(count) / 200
@@ -178,7 +179,7 @@ def test_how_many_images_a_sample_is_made_of(paths):
     assert 0.4 < share(4) < 0.6 and 0.4 < share(4, mixup=1) < 0.6 and 0.4 < share(2, mosaic=0, mixup=1) < 0.6
     assert share(1, mosaic=0) == 1
     with pytest.raises(ValueError, match="mosaic=1 with letter_box=1"):
-        data.TrainingSet(paths, net_of(letter_box=1), head_of(), seed=0)
+        batching.TrainingSet(paths, net_of(letter_box=1), head_of(), seed=0)
 
 
 def test_sample_without_augmentation_is_the_picture_in_rgb(tmp_path):
@@ -186,13 +187,13 @@ def test_sample_without_augmentation_is_the_picture_in_rgb(tmp_path):
     cv2.imwrite(str(tmp_path / "a.png"), image)
     (tmp_path / "a.txt").write_text("1 0.5 0.5 0.25 0.5")
     net = net_of(mosaic=0, flip=0, hue=0, saturation=1, exposure=1)
-    sample = data.TrainingSet([tmp_path / "a.png"], net, head_of(jitter=0, resize=1), 0)[5, (64, 32)]
+    sample = batching.TrainingSet([tmp_path / "a.png"], net, head_of(jitter=0, resize=1), 0)[5, (64, 32)]
     assert np.array_equal(sample[0].numpy(), image[..., ::-1].transpose(2, 0, 1))
     assert sample[1].tolist() == [[1, 0.5, 0.5, 0.25, 0.5]] and sample[2] == [str(tmp_path / "a.png")]
 
 
 def test_images_are_drawn_uniformly_with_replacement(paths):
-    training_set = data.TrainingSet(paths, net_of(mosaic=0), head_of(), seed=0)
+    training_set = batching.TrainingSet(paths, net_of(mosaic=0), head_of(), seed=0)
     files = [training_set[index, (32, 32)][2][0] for index in range(500)]
     assert all(70 < files.count(str(path)) < 130 for path in paths)
 
@@ -202,11 +203,11 @@ def test_collate():
         return torch.zeros(3, 4, 6, dtype=torch.uint8), torch.rand(rows, 5), [f"{rows}.jpg"]
 
     samples = [sample(2), sample(0), sample(1)]
-    images, targets, files = data.collate(samples)
+    images, targets, files = batching.collate(samples)
     assert images.shape == (3, 3, 4, 6) and images.dtype == torch.uint8
     assert targets.shape == (3, 6) and targets.dtype == torch.float32 and targets[:, 0].tolist() == [0, 0, 2]
     assert torch.equal(targets[:2, 1:], samples[0][1]) and files == [["2.jpg"], ["0.jpg"], ["1.jpg"]]
-    assert data.collate([sample(0)])[1].shape == (0, 6)
+    assert batching.collate([sample(0)])[1].shape == (0, 6)
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/datasets/coco128_val")

@@ -39,7 +39,8 @@ MAY_IMPORT = {
     "protocols": ["files", "result", "metrics", "voc", "coco"],
     # data
     "augment": [],
-    "data": ["augment"],
+    "data": [],
+    "batches": ["sections", "augment", "data"],
     "sources": ["data"],
     "anchors": ["sections", "cfg", "data"],
     # views
@@ -61,8 +62,8 @@ MAY_IMPORT = {
     "board": ["result", "curves", "updates"],
     "runfolder": ["sections", "cfg", "files", "settings", "model", "weights", "checkpoint", "plots", "updates"],
     "training": [
-        "cfg", "settings", "data", "model", "weights", "checkpoint", "predict", "evaluation", "distributed", "updates",
-        "progress", "runfolder",
+        "cfg", "settings", "data", "batches", "model", "weights", "checkpoint", "predict", "evaluation", "distributed",
+        "updates", "progress", "runfolder",
     ],
 }  # fmt: skip
 LEAVES = ("sections", "cfg", "plan", "blocks", "blueprint")

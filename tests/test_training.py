@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -96,12 +97,12 @@ def command(root, work, *flags, launcher=(sys.executable,)):
     return [*launcher, str(root / "train.py"), "--runs", str(work / "runs"), "--device", "cpu", *map(str, flags)]
 
 
-def started(root, work, *flags):
+def started(root, work, *flags, **options):
     given = ["--data", work / "tiny.data", "--cfg", work / "tiny.cfg", "--workers", 0]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command(root, work, *([] if "--resume" in flags else given), *flags), cwd=work, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
     )  # fmt: skip
 
 
@@ -154,13 +155,15 @@ def test_killed_and_resumed_is_never_stopped_bit_for_bit(root, work):
 
 
 def test_ctrl_c_saves_and_says_how_to_go_on(root, work):
+    """Ctrl-C on a terminal reaches the processes that load data too."""
     write_cfg(work, iterations=100000)
-    process = started(root, work, "--name", "run", "--save-every", 100000, "--eval-every", 0)
+    flags = ["--name", "run", "--save-every", 100000, "--eval-every", 0, "--workers", 2]
+    process = started(root, work, *flags, start_new_session=True)
     wait_for((work / "runs/run/train_batch3.jpg").exists, process)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)
     out, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
-    assert f"--resume {work / 'runs/run'}" in out
+    assert f"--resume {work / 'runs/run'}" in out and "Traceback" not in errors
     state = torch.load(work / "runs/run/last.pt", weights_only=True)
     assert state["iteration"] >= 3 and state["seen"] == 4 * state["iteration"]
 
@@ -270,3 +273,32 @@ def test_names_and_classes_have_to_agree(work):
     (work / "tiny.names").write_text("blue\n")
     with pytest.raises(ValueError, match=r"1 names, but .*tiny\.cfg has 2 classes"):
         Training(settings(work), work / "runs/run", say=print)
+
+
+def test_patience_stops_and_says_so(work, monkeypatch):
+    from yolov4 import training
+
+    write_cfg(work, iterations=100)
+    measured = iter([0.5, 0.6, 0.55, 0.6, 0.4, 0.3, 0.9])
+    monkeypatch.setattr(training, "evaluate", lambda *_, **__: SimpleNamespace(map=next(measured), table=str))
+    said = []
+    Training(settings(work, eval_every=5, patience=2), work / "runs/run", say=said.append).run()
+    assert any("stopped at iteration 30 of 100 after 2 evaluations without a better mAP than 60.00%" in s for s in said)
+    assert torch.load(work / "runs/run/last.pt", weights_only=True)["iteration"] == 30
+
+
+def test_resume_takes_no_other_recipe(root, work):
+    done = subprocess.run(
+        [sys.executable, str(root / "train.py"), "--resume", "--batch", "3"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "expected no --batch" in done.stderr
+
+
+def test_out_of_memory_advises_subdivisions(work, monkeypatch):
+    def exhausted(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    run = Training(settings(work), work / "runs/run", say=lambda line: None)
+    monkeypatch.setattr(run.updater, "update", exhausted)
+    with pytest.raises(ValueError, match=r"out of memory with 4 images .* of 32x32, .*more --subdivisions"):
+        run.run()

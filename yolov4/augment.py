@@ -4,10 +4,15 @@ Source: Darknet's src/data.c (load_data_detection, OpenCV), src/image_opencv.cpp
 Images: uint8 (H, W, 3) BGR.  Labels: float32 (n, 5), class, cx, cy, w, h, relative.  Sizes: (width, height).
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+from numpy.random import Generator
+
+Array, Size, Border = np.ndarray, tuple[int, int], tuple[int, int, int, int]
+Sample = tuple[Array, Array]  # image, labels
 
 
 class CropParams(NamedTuple):
@@ -23,7 +28,7 @@ class CropParams(NamedTuple):
     exposure: float = 1.0
 
 
-def crop_flip_hsv(image, labels, params, size):
+def crop_flip_hsv(image: Array, labels: Array, params: CropParams, size: Size) -> Sample:
     """Cuts the rectangle of `params` out of the image, resizes it to `size`, flips it, changes its colours.
 
     params: CropParams or its eight values.  Returns the image and the labels of at least a pixel of `size`.
@@ -39,7 +44,7 @@ def crop_flip_hsv(image, labels, params, size):
     return image, _move_labels(labels, rectangle, image_size, params.flip, size)
 
 
-def mosaic(parts, cut, size, bound):
+def mosaic(parts: Sequence[tuple[Array, Array, CropParams]], cut: Size, size: Size, bound: bool) -> Sample:
     """Four images in one picture of `size`, cut at `cut` = (x, y).  Returns image and labels.
 
     parts: four (image, labels, params) in the order top left, top right, bottom left, bottom right.
@@ -50,7 +55,7 @@ def mosaic(parts, cut, size, bound):
     return join_tiles(tiles, borders, cut, bound)
 
 
-def join_tiles(tiles, borders, cut, bound):
+def join_tiles(tiles: Sequence[Sample], borders: Sequence[Border], cut: Size, bound: bool) -> Sample:
     """The mosaic of four augmented (image, labels) of one size, with the `empty_border` of each."""
     height, width = tiles[0][0].shape[:2]
     picture, joined = np.empty_like(tiles[0][0]), []
@@ -64,12 +69,12 @@ def join_tiles(tiles, borders, cut, bound):
     return picture, np.concatenate(joined)
 
 
-def mixup(a, b):
+def mixup(a: Sample, b: Sample) -> Sample:
     """Blends two (image, labels) of one size half and half; keeps the labels of both."""
     return cv2.addWeighted(a[0], 0.5, b[0], 0.5, 0), np.concatenate((a[1], b[1]))
 
 
-def blur(image, labels, amount):
+def blur(image: Array, labels: Array, amount: int) -> Array:
     """Gaussian blur: amount 0 none, 1 the background only (kernel 17, objects stay sharp), else its size."""
     height, width = image.shape[:2]
     if amount > 1:  # never wider than an eighth of the smallest object; none in a picture without objects
@@ -77,8 +82,7 @@ def blur(image, labels, amount):
         amount = min(amount, int(smallest) // 8)
     if amount == 0:
         return image
-    kernel = 17 if amount == 1 else amount // 2 * 2 + 1
-    blurred = cv2.GaussianBlur(image, (kernel, kernel), 0)
+    blurred = cv2.GaussianBlur(image, (17, 17) if amount == 1 else (amount // 2 * 2 + 1,) * 2, 0)
     if amount == 1:
         corners = np.concatenate((labels[:, 1:3] - labels[:, 3:] / 2, labels[:, 3:]), 1)
         for left, top, w, h in (corners * (width, height, width, height)).astype(int):
@@ -87,7 +91,7 @@ def blur(image, labels, amount):
     return blurred
 
 
-def gaussian_noise(image, sigma, rng):
+def gaussian_noise(image: Array, sigma: int, rng: Generator) -> Array:
     """Adds normal noise of `sigma` grey levels (0..127).  Darknet draws it unsigned: it only brightens."""
     if sigma <= 0:
         return image
@@ -95,18 +99,16 @@ def gaussian_noise(image, sigma, rng):
     return cv2.add(image, np.clip(np.rint(noise), 0, 255).astype(np.uint8))
 
 
-def empty_border(params, image_size, size):
+def empty_border(params: CropParams, image_size: Size, size: Size) -> Border:
     """Left, right, top, bottom pixels of the augmented image that lie beyond the source."""
     params = CropParams(*params)
     left, top, _, _ = _rectangle(params, image_size)
-    right, bottom = int(params.pright), int(params.pbot)
-    if params.flip:
-        left, right = right, left
-    shown = [max(0, -p * size[0] // image_size[0]) for p in (left, right)]
-    return *shown, *(max(0, -p * size[1] // image_size[1]) for p in (top, bottom))
+    sides = (int(params.pright), left) if params.flip else (left, int(params.pright))
+    shown = [max(0, -p * size[0] // image_size[0]) for p in sides]
+    return *shown, *(max(0, -p * size[1] // image_size[1]) for p in (top, int(params.pbot)))
 
 
-def push_to_corner(params, corner):
+def push_to_corner(params: CropParams, corner: int) -> CropParams:
     """Sums the offsets of an axis on the side away from the corner (0 top left, 1 top right, 2, 3 below)."""
     params = CropParams(*params)
     horizontal, vertical = params.pleft + params.pright, params.ptop + params.pbot
@@ -116,7 +118,7 @@ def push_to_corner(params, corner):
     return params._replace(pleft=pleft, pright=pright, ptop=ptop, pbot=pbot)
 
 
-def draw_crop(rng, net, head, image_size, size):
+def draw_crop(rng: Generator, net, head, image_size: Size, size: Size) -> CropParams:
     """CropParams for a source of `image_size`.  net: flip, hue, ..., letter_box; head: jitter, resize."""
     draws = rng.random(2, dtype=np.float32)  # `resize` draws once for left and top, once for right and bottom
     pleft, pright = (_draw_offset(rng, image_size[0], head, draw) for draw in draws)
@@ -132,19 +134,19 @@ def draw_crop(rng, net, head, image_size, size):
     return CropParams(pleft, pright, ptop, pbot, flip, *colours)
 
 
-def draw_factor(rng, limit):
+def draw_factor(rng: Generator, limit: float) -> float:
     """Uniform in 1..limit, inverted with probability 1/2 (Darknet's rand_scale)."""
     factor = 1 + rng.random() * (limit - 1)
     return factor if rng.random() < 0.5 else 1 / factor
 
 
-def draw_cut(rng, size):
+def draw_cut(rng: Generator, size: Size) -> Size:
     """Where a mosaic is cut: (x, y), uniform in 20..80 % of width and height, whole pixels."""
     fifth, rest = np.float32(0.2), 1 - np.float32(0.2)
     return tuple(int(rng.integers(int(side * fifth), int(side * rest), endpoint=True)) for side in size)
 
 
-def draw_effects(rng, net):
+def draw_effects(rng: Generator, net) -> tuple[int, int]:
     """Amounts for `blur` (none, background, all: 1/3 each) and `gaussian_noise` (on: 1/2)."""
     amount = (0, 1, net.blur)[rng.integers(3)] if net.blur else 0
     return amount, net.gaussian_noise if net.gaussian_noise and rng.random() < 0.5 else 0

@@ -24,10 +24,6 @@ class Processes:
         if self.world > 1:
             dist.destroy_process_group()
 
-    def wait(self) -> None:
-        if self.world > 1:
-            dist.barrier()
-
     def sum(self, *tensors: Tensor) -> None:
         """Sums tensors over the processes, in place and in one message."""
         if self.world > 1:
@@ -35,6 +31,14 @@ class Processes:
             dist.all_reduce(flat)
             for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
                 tensor.copy_(total.view_as(tensor))
+
+    def from_first(self, value: float, device: torch.device) -> float:
+        """The value that the first process has; the others wait for it."""
+        if self.world == 1:
+            return value
+        values = torch.tensor([value if self.first else 0.0], device=device, dtype=torch.float64)
+        self.sum(values)
+        return values.item()
 
     def any(self, flag: bool, device: torch.device) -> bool:
         """Whether the flag is set in any process."""

@@ -99,11 +99,9 @@ def _spare_overlapping(deltas: Deltas, decoded: Decoded, head: Head, targets: Te
         truths = targets[targets[:, 0] == image]
         matching = (decoded.classes[image] > CLASS_MATCH).any(-1)  # of any class, not the truth's
         considered = matching if head.truth_thresh >= 1 else torch.ones_like(matching)
-        places = (
-            torch.full_like(considered, image, dtype=torch.long)[considered],
-            *considered.nonzero(as_tuple=True),
-        )
-        if not len(truths) or not len(places[0]):
+        anchors, rows, columns = considered.nonzero(as_tuple=True)
+        places = (torch.full_like(anchors, image), anchors, rows, columns)
+        if not len(truths) or not len(anchors):
             continue
         iou, best = box_iou(decoded.boxes[places][:, None], truths[None, :, 2:]).max(1)
         spared = matching[considered] & (iou > head.ignore_thresh)
@@ -113,16 +111,21 @@ def _spare_overlapping(deltas: Deltas, decoded: Decoded, head: Head, targets: Te
             deltas.objectness[at] = torch.maximum(deltas.objectness[at], towards)
         else:
             deltas.objectness[at] = 0
-        found = iou > head.truth_thresh
-        at, truths, iou = tuple(p[found] for p in places), truths[best[found]], iou[found]
-        classes = truths[:, 1].long()
-        target = iou.square() if head.objectness_smooth else torch.ones_like(iou)
-        deltas.objectness[at] = head.obj_normalizer * (target - decoded.objectness[at])
-        _set_classes(deltas, decoded, head, at, classes)
-        if head.objectness_smooth:
-            at_class = (*at, classes)
-            deltas.classes[at_class] = class_multipliers(head, iou)[classes] * (target - decoded.classes[at_class])
-        _add_boxes(deltas, decoded, head, Positives(at, truths[:, 2:], classes))
+        if head.truth_thresh < 1:
+            found = iou > head.truth_thresh
+            _answer(deltas, decoded, head, tuple(p[found] for p in places), truths[best[found]], iou[found])
+
+
+def _answer(deltas: Deltas, decoded: Decoded, head: Head, at: tuple[Tensor, ...], truths: Tensor, iou: Tensor) -> None:
+    """Predictions that overlap a truth by more than truth_thresh: positives wherever they are.  All (n,) or (n, 6)."""
+    classes = truths[:, 1].long()
+    target = iou.square() if head.objectness_smooth else torch.ones_like(iou)
+    deltas.objectness[at] = head.obj_normalizer * (target - decoded.objectness[at])
+    _set_classes(deltas, decoded, head, at, classes)
+    if head.objectness_smooth:
+        own = (*at, classes)
+        deltas.classes[own] = class_multipliers(head, iou)[classes] * (target - decoded.classes[own])
+    _add_boxes(deltas, decoded, head, Positives(at, truths[:, 2:], classes))
 
 
 def _add_boxes(deltas: Deltas, decoded: Decoded, head: Head, positives: Positives) -> None:

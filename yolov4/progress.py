@@ -17,11 +17,19 @@ class Progress:
     iteration: int = 0
     best_map: float = -1.0
     last_map: float = -1.0
+    waited: int = 0  # evaluations since the best
     average_loss: float = -1.0  # nine tenths of the last and one of the new, as Darknet prints it
 
     def advance(self, update: Update) -> None:
         self.iteration += 1
         self.average_loss = 0.9 * self.average_loss + 0.1 * update.loss if self.average_loss >= 0 else update.loss
+
+    def measured(self, mean_ap: float) -> bool:
+        """Takes the mAP of an evaluation, 0..1; whether it is the best so far."""
+        self.last_map = mean_ap
+        best = mean_ap >= self.best_map
+        self.best_map, self.waited = (mean_ap, 0) if best else (self.best_map, self.waited + 1)
+        return best
 
     def line(self, update: Update, speed: float, data_share: float) -> str:
         """Terms, rate, images a second, share of the time that was spent waiting for data."""

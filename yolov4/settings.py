@@ -27,6 +27,7 @@ class Settings:
     workers: int = 0
     eval_every: int | None = None
     save_every: int = 100
+    patience: int = 0  # evaluations without a better mAP before it stops; 0: never
     batch: int | None = None
     subdivisions: int | None = None
     max_batches: int | None = None

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from yolov4.batches import training_batches
 from yolov4.cfg import format_cfg, parse_cfg, read_cfg, read_names
 from yolov4.checkpoint import load_checkpoint
-from yolov4.data import inspect, read_image_list, training_batches
+from yolov4.data import inspect, read_image_list
 from yolov4.distributed import Processes, local_rank
 from yolov4.evaluation import evaluate
 from yolov4.model import Darknet
@@ -56,7 +57,7 @@ class Training:
         if self.progress.iteration >= self.net.max_batches:
             raise ValueError(
                 f"{settings.weights or folder}: is at iteration {self.progress.iteration} of {self.net.max_batches}, "
-                "expected less; --clear starts again at 0, --max-batches goes on for longer"
+                "expected less; --clear starts its weights again at 0, --max-batches goes on with them for longer"
             )
         iteration = self.progress.iteration
         self.files = RunFolder(folder, self.network, self.names, settings, iteration) if self.processes.first else None
@@ -74,26 +75,33 @@ class Training:
             total=self.net.max_batches, initial=self.progress.iteration, unit="it", dynamic_ncols=True,
             disable=None if self.processes.first else True,
         )  # fmt: skip
-        with stop_requests(self.say) as requested, self._memory_advice(), bar:
+        with contextlib.closing(self.files or bar), self._memory_advice(), stop_requests(self.say) as requested, bar:
             while self.progress.iteration < self.net.max_batches:
                 bar.set_postfix_str(self._iterate(timed))
                 bar.update()
-                if self.processes.any(bool(requested), self.device):
+                if reason := self._reason_to_stop(requested):
                     if self.files:
                         self._save()
-                    self.say(f"stopped at iteration {self.progress.iteration} of {self.net.max_batches}; "
+                    self.say(f"stopped at iteration {self.progress.iteration} of {self.net.max_batches} {reason}; "
                              f"`python train.py --resume {self.folder}` goes on")  # fmt: skip
                     break
-        if self.files:
-            self.files.close()
         self.processes.close()
         return self.folder
+
+    def _reason_to_stop(self, requested: list[int]) -> str:
+        """Why all processes stop now; empty: they go on."""
+        if self.processes.any(bool(requested), self.device):
+            return "as asked"
+        if self.settings.patience and self.progress.waited >= self.settings.patience:
+            return f"after {self.progress.waited} evaluations without a better mAP than {self.progress.best_map:.2%}"
+        return ""
 
     def _iterate(self, batches: Timed) -> str:
         """One iteration with all that is due at its end; returns what the progress line shows."""
         progress, start = self.progress, time.perf_counter()
         iteration = progress.iteration + 1
-        torch.manual_seed(self.settings.seed << 32 | iteration)  # of dropout: the same after a resume
+        # of dropout: the same after a resume, and another in each process
+        torch.manual_seed((self.settings.seed << 40) + (self.processes.rank << 32) + iteration)
         update = self.updater.update(iteration, self._pictured(iteration, islice(batches, self.updater.mini_batches)))
         self.ema.update(self.model, iteration)
         progress.advance(update)
@@ -128,21 +136,17 @@ class Training:
 
     def _evaluate(self) -> float:
         """mAP on the validation list; the first process measures, the others wait."""
-        mean_ap = -1.0
+        progress, result = self.progress, None
         if self.files:
             model = self.ema.model or self.model
             result = evaluate(model, self.settings.valid, difficult=self.settings.difficult, progress=True)
-            mean_ap = self.progress.last_map = result.map
-            best = mean_ap >= self.progress.best_map
-            if best:
-                self.progress.best_map = mean_ap
-                self.files.save_best(model, self.progress.iteration * self.net.batch)
-            self.say(
-                f"iteration {self.progress.iteration}: mAP@0.50 = {mean_ap:.2%}" + (", the best so far" if best else "")
-            )
-            if self.progress.iteration == self.net.max_batches:
-                self.say(result.table(self.names))
-        self.processes.wait()
+        mean_ap = self.processes.from_first(result.map if result else 0.0, self.device)
+        best = progress.measured(mean_ap)
+        self.say(f"iteration {progress.iteration}: mAP@0.50 = {mean_ap:.2%}" + (", the best so far" if best else ""))
+        if best and self.files:
+            self.files.save_best(model, progress.iteration * self.net.batch)
+        if result and progress.iteration == self.net.max_batches:
+            self.say(result.table(self.names))
         return mean_ap
 
     def _save(self) -> None:

@@ -1,0 +1,118 @@
+"""Training samples and the mini-batches of each iteration, drawn from (seed, number) alone.
+Source: Darknet's src/data.c (load_data_detection) and src/detector.c (train_detector, the sizes)."""
+
+import math
+import signal
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from yolov4 import augment
+from yolov4.data import label_path, load_image, read_labels
+from yolov4.sections import Net, Yolo
+
+Size = tuple[int, int]  # width, height
+Sample = tuple[Tensor, Tensor, list[str]]
+
+
+class TrainingSet(Dataset):
+    """Augmented samples.  All that is random in sample i comes from (seed, i), whoever loads it, and when.
+    paths: images, drawn with replacement; net, head: Darknet's keys of [net] and the last [yolo]."""
+
+    def __init__(self, paths: Sequence[str | Path], net: Net, head: Yolo, seed: int):
+        if net.mosaic and net.letter_box:
+            raise ValueError("[net]: found mosaic=1 with letter_box=1, expected only one of them")
+        self.paths, self.net, self.head, self.seed = [str(path) for path in paths], net, head, seed
+
+    def __getitem__(self, key: tuple[int, Size]) -> Sample:
+        """key: (index, (width, height)).  Image uint8 (3, H, W) RGB, labels float32 (n, 5), image files."""
+        index, size = key
+        rng = np.random.default_rng((self.seed, index))
+        count = 1 if rng.random() < 0.5 else 4 if self.net.mosaic else 2 if self.net.mixup else 1
+        parts = [self._part(rng, size, corner if count == 4 else None) for corner in range(count)]
+        tiles, borders, files = zip(*parts, strict=True)
+        if count == 4:
+            cut = augment.draw_cut(rng, size)
+            image, labels = augment.join_tiles(tiles, borders, cut, self.net.mosaic_bound)
+        else:
+            image, labels = augment.mixup(*tiles) if count == 2 else tiles[0]
+        image = np.stack(cv2.split(image)[::-1])  # (3, H, W), RGB
+        return torch.from_numpy(image), torch.from_numpy(labels), list(files)
+
+    def _part(self, rng: np.random.Generator, size: Size, corner: int | None):
+        path = self.paths[rng.integers(len(self.paths))]
+        image, labels = load_image(path), read_labels(label_path(path))
+        image_size = image.shape[1::-1]
+        params = augment.draw_crop(rng, self.net, self.head, image_size, size)
+        blur, noise = augment.draw_effects(rng, self.net)
+        if corner is not None and rng.random() < 0.5:
+            params = augment.push_to_corner(params, corner)
+        image, labels = augment.crop_flip_hsv(image, labels, params, size)
+        image = augment.gaussian_noise(augment.blur(image, labels, blur), noise, rng)
+        return (image, labels), augment.empty_border(params, image_size, size), path
+
+
+def collate(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, list[list[str]]]:
+    """Images uint8 (B, 3, H, W), targets float32 (T, 6): image index, class, cx, cy, w, h, files."""
+    images, labels, files = zip(*samples, strict=True)
+    owners = torch.repeat_interleave(torch.arange(len(labels)), torch.tensor([len(rows) for rows in labels]))
+    return torch.stack(images), torch.cat((owners[:, None].float(), torch.cat(labels)), 1), list(files)
+
+
+def training_size(net: Net, head: Yolo, iteration: int, seed: int) -> Size:
+    """(width, height) of an iteration: the network's, or with `random` another every ten iterations."""
+    if not head.random:
+        return net.width, net.height
+    limit, block = 1.4 if head.random == 1 else head.random, iteration // 10
+    factor = augment.draw_factor(np.random.default_rng((seed, block)), limit)
+    if block == 0 or block * 10 > net.max_batches - 100:
+        factor = limit  # the largest first (is there enough memory?) and last (for the rolling averages)
+    step = net.resize_step
+    width, height = (math.floor(factor * side / step + 1.5) * step for side in (net.width, net.height))
+    if factor < 1 and (width > net.width or height > net.height):
+        return net.width, net.height
+    return width, height
+
+
+class MiniBatches:
+    """Batch sampler: the lists of (sample index, size) of this rank's mini-batches, iterations start..end-1.
+    Iteration t has the samples t * batch ... in `subdivisions` mini-batches, in equal runs over the ranks."""
+
+    def __init__(self, net: Net, head: Yolo, seed: int, start: int, end: int, rank: int = 0, world: int = 1):
+        subdivisions = max(net.subdivisions, world)
+        if net.batch % subdivisions or subdivisions % world:
+            found = f"batch={net.batch}, subdivisions={subdivisions}, {world} processes"
+            raise ValueError(f"[net]: found {found}, expected each to be a multiple of the next")
+        self.net, self.head, self.seed, self.iterations = net, head, seed, range(start, end)
+        self.rows, self.runs = net.batch // subdivisions, subdivisions // world
+        self.first = rank * self.runs * self.rows
+
+    def __len__(self) -> int:
+        return len(self.iterations) * self.runs
+
+    def __iter__(self) -> Iterator[list[tuple[int, Size]]]:
+        for iteration in self.iterations:
+            size = training_size(self.net, self.head, iteration, self.seed)
+            for start in range(self.first, self.first + self.runs * self.rows, self.rows):
+                first = iteration * self.net.batch + start
+                yield [(index, size) for index in range(first, first + self.rows)]
+
+
+def training_batches(
+    paths: Sequence[str | Path], net: Net, head: Yolo, seed: int, start: int, end: int, workers: int,
+    rank: int = 0, world: int = 1, pin_memory: bool = False,
+) -> DataLoader:  # fmt: skip
+    """DataLoader of `collate`d mini-batches, iterations start..end-1, from `workers` processes (or 0)."""
+    options = {"num_workers": workers, "persistent_workers": workers > 0, "worker_init_fn": _start_worker}
+    options |= {"batch_sampler": MiniBatches(net, head, seed, start, end, rank, world), "collate_fn": collate}
+    return DataLoader(TrainingSet(paths, net, head, seed), pin_memory=pin_memory, **options)
+
+
+def _start_worker(_: int) -> None:
+    cv2.setNumThreads(0)  # the workers are the parallelism
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which still wants its batches
