@@ -180,6 +180,15 @@ def test_every_single_box_is_seen_in_the_data_report():
     assert colours[:, :3].min() < 0.9  # not white on white
 
 
+def test_data_report_of_many_images_is_of_some(tmp_path, monkeypatch):
+    images = [tmp_path / f"{index}.jpg" for index in range(7)]
+    seen = []
+    monkeypatch.setattr(datareport, "SHOWN", 3)
+    monkeypatch.setattr(figures, "data", lambda *arguments: seen.append(arguments[-1]) or figures.new_figure(1, 1))
+    datareport.write(tmp_path / "data.png", images, ["a"], build("shapes"))
+    assert seen == ["3 of 7 images"]
+
+
 @pytest.mark.parametrize("boxes", ["", "0 .5 .5 .2 .3\n2 .1 .9 .1 .1\n"])
 def test_data_report_from_files(tmp_path, boxes):
     cv2.imwrite(str(tmp_path / "a.jpg"), np.zeros((20, 40, 3), np.uint8))

@@ -2,6 +2,7 @@
 No source: `data.inspect` says in words what is wrong with it."""
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,16 +16,21 @@ from yolov4.data import label_path, read_image_list, read_labels
 from yolov4.files import replacing
 from yolov4.sections import Network
 
+SHOWN = 5000  # images at most, so that a training need not wait
+
 
 def write(path: str | Path, images: Sequence[Path], names: Sequence[str], network: Network) -> None:
-    """Draws the labels of images to path (.png); sizes are in pixels of the network's input, as its anchors are."""
+    """Draws the labels of images to path (.png); sizes are in pixels of the network's input, as its anchors are.
+    Of more than SHOWN images it takes every second, third, ... and says so."""
+    total, images = len(images), images[:: max(1, math.ceil(len(images) / SHOWN))]
+    title = f"{total} images" if len(images) == total else f"{len(images)} of {total} images"
     rows = [read_labels(label_path(image)) for image in images]
     labels = np.concatenate([np.zeros((0, 5), np.float32), *rows])
     sizes = box_sizes(images, (network.net.width, network.net.height), network.net.letter_box)
     yolos = heads(network)
     anchors = [np.array([yolo.anchors[i] for i in yolo.mask or range(len(yolo.anchors))]) for yolo in yolos]
     with replacing(path) as beside:
-        figures.data(labels, sizes, anchors, names).savefig(beside, dpi=120)
+        figures.data(labels, sizes, anchors, names, title).savefig(beside, dpi=120)
 
 
 def main() -> None:

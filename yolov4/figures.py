@@ -98,13 +98,16 @@ def confusion(matrix: np.ndarray, names: Sequence[str]) -> Figure:
     return figure
 
 
-def data(labels: np.ndarray, sizes: np.ndarray, anchors: Sequence[np.ndarray], names: Sequence[str]) -> Figure:
+def data(
+    labels: np.ndarray, sizes: np.ndarray, anchors: Sequence[np.ndarray], names: Sequence[str], title: str = ""
+) -> Figure:
     """What a data set is like: classes, box sizes against the anchors, positions.
 
     labels (n, 5): class, cx, cy, w, h, relative; sizes (n, 2): width, height in pixels of the network input; anchors:
     (A, 2) of each head, in the same pixels.
     """
     figure = new_figure(6.4, 13 + max(0, min(BARS, len(names)) - 20) * 0.15)
+    figure.suptitle(title)
     bars, boxes, places = figure.subplots(3, 1, height_ratios=(max(4, 0.2 * min(BARS, len(names))), 6, 5.5))
     _draw_histogram(bars, labels, names)
     _draw_sizes(boxes, sizes, anchors)
