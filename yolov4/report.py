@@ -120,8 +120,7 @@ def _confusion(folder: Path, matrix: np.ndarray, result: Result, names: list[str
     how = (
         f"Detections above {result.settings.confidence:g} and truths in pairs, one to one, at IoU > "
         f"{result.iou_thresh:g}: equal classes first, then the others. A second box on an object that is found stands "
-        "in the last row. TP and FP of the table are Darknet's count, where a box belongs to the truth that it overlaps "
-        "most."
+        "in the last row. TP and FP of the table are Darknet's: there a box belongs to the truth it overlaps most."
     )
     kind = "small" if len(names) < 8 else "wide huge" if len(names) > figures.COUNTED else "wide"
     parts = [page.paragraph(how), _picture(folder, "confusion.png", figures.confusion(matrix, names), alt, kind)]
