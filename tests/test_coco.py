@@ -91,8 +91,8 @@ def test_real_detections_equal_pycocotools(shared, tmp_path):
             annotations.append({"id": len(annotations) + 1, "image_id": images[-1]["id"], "bbox": box, "iscrowd": 0,
                                 "category_id": int(label) + 7, "area": box[2] * box[3]})  # fmt: skip
     results = [
-        {"image_id": int(record.path.stem), "category_id": label + 7, "bbox": [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)],
-         "score": round(score, 6)}
+        {"image_id": int(record.path.stem), "category_id": label + 7, "score": round(score, 6),
+         "bbox": [round(value, 3) for value in (x1, y1, x2 - x1, y2 - y1)]}
         for record in evaluator.records
         for (x1, y1, x2, y2), score, label in zip(
             record.detections.boxes.clamp(torch.zeros(4), torch.tensor(record.image_size * 2)).double().tolist(),

@@ -104,9 +104,8 @@ def json_truths(path: str | Path, records: Sequence[Record], names: Sequence[str
         known = {image["file_name"]: image["id"] for image in dataset["images"]}
         numbers = {category["name"]: category["id"] for category in dataset["categories"]}
         for each in dataset["annotations"]:
-            each.update(
-                {"area": each["bbox"][2] * each["bbox"][3], "iscrowd": 0, **each}
-            )  # where other tools wrote none
+            each.setdefault("area", each["bbox"][2] * each["bbox"][3])  # other tools leave these two out
+            each.setdefault("iscrowd", 0)
     except (ValueError, KeyError, TypeError) as error:
         message = f"{path}: found no COCO JSON ({error!r}), expected images, annotations, categories"
         raise ValueError(message) from error
@@ -138,16 +137,19 @@ def number_classes(names: Sequence[str]) -> list[int]:
 def detection_entries(records: Sequence[Record], truths: CocoTruths) -> list[dict]:
     """Detections as COCO's server takes them, boxes cut to the image (as Darknet's `detector valid` does) and rounded
     to 1/1000 pixel, scores to 6 digits; classes without a category are left out."""
-    entries = []
-    for number, record in zip(truths.image_ids, records, strict=True):
-        boxes, scores, labels = record.detections
-        size = torch.tensor(record.image_size * 2, dtype=torch.float64)
-        boxes = box_convert(boxes.double().clamp(min=0).minimum(size), "xyxy", "xywh").numpy().round(3).tolist()
-        for box, score, label in zip(boxes, scores.double().numpy().round(6).tolist(), labels.tolist(), strict=True):
-            category = truths.category_ids[label]
-            if category is not None:
-                entries.append({"image_id": number, "category_id": category, "bbox": box, "score": score})
-    return entries
+    counts = [len(record.detections.labels) for record in records]
+    sizes = torch.tensor([record.image_size * 2 for record in records], dtype=torch.float64).reshape(-1, 4)
+    boxes, scores, labels = (torch.cat(parts) for parts in zip(*(each.detections for each in records), strict=True))
+    boxes = boxes.double().clamp(min=0).minimum(sizes.repeat_interleave(torch.tensor(counts).long(), 0))
+    boxes = box_convert(boxes, "xyxy", "xywh").numpy().round(3).tolist()
+    scores = scores.double().numpy().round(6).tolist()
+    images = [number for number, count in zip(truths.image_ids, counts, strict=True) for _ in range(count)]
+    categories = [truths.category_ids[label] for label in labels.tolist()]
+    return [
+        {"image_id": image, "category_id": category, "bbox": box, "score": score}
+        for image, category, box, score in zip(images, categories, boxes, scores, strict=True)
+        if category is not None
+    ]
 
 
 def evaluate_coco(entries: list[dict], truths: CocoTruths, settings: Settings) -> CocoResult:
