@@ -41,6 +41,7 @@ def parse_arguments() -> argparse.Namespace:
         action=argparse.BooleanOptionalAction,
         help="keep the aspect (default: as the cfg says)",
     )
+    parser.add_argument("--report", metavar="FOLDER", help="write tables, curves, the worst images, report.html there")
     parser.add_argument("--json", metavar="FILE", help="write the result there too")
     parser.add_argument("--runs", default="runs", help="where runs are kept (default %(default)s)")
     arguments = parser.parse_args()
@@ -91,6 +92,13 @@ def main() -> None:
             coco_json=arguments.coco_json, coco_results=arguments.coco_results,
         )  # fmt: skip
         print("\n\n".join(result.table(detector.names) for result in results.values()))
+        if arguments.report:
+            from yolov4 import report
+
+            darknet = results.get("darknet") or evaluator.result(arguments.iou_thresh, arguments.points)
+            notes = [each.table(detector.names) for name, each in results.items() if name != "darknet"]
+            folder, records = arguments.report, evaluator.records
+            print(report.write(folder, records, darknet, detector.names, notes=notes, run=files.run))
         if arguments.json:
             plain = to_json(results, detector.names)
             Path(arguments.json).write_text(json.dumps(plain, indent=1), encoding="utf-8")

@@ -60,10 +60,11 @@ MAY_IMPORT = {
     "updates": ["sections", "schedule", "loss", "model", "distributed"],
     "progress": ["updates"],
     "board": ["result", "curves", "updates"],
-    "runfolder": ["sections", "cfg", "files", "settings", "model", "weights", "checkpoint", "plots", "updates"],
+    "runfolder": ["sections", "cfg", "files", "settings", "model", "weights", "checkpoint", "plots", "updates",
+                  "board", "report", "result"],
     "training": [
         "cfg", "settings", "data", "batches", "model", "weights", "checkpoint", "predict", "evaluation", "distributed",
-        "updates", "progress", "runfolder",
+        "updates", "progress", "runfolder", "datareport",
     ],
 }  # fmt: skip
 LEAVES = ("sections", "cfg", "plan", "blocks", "blueprint")

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from yolov4 import Darknet, load_weights
+from yolov4.runfolder import RunFolder
 from yolov4.settings import Settings
 from yolov4.training import Training
 
@@ -218,7 +219,7 @@ def test_a_run_leaves_what_it_should_and_learns(root, work):
     names = {path.name for path in (work / "runs/run").iterdir()}
     pictures = {f"train_batch{number}.jpg" for number in (1, 2, 3)}
     weights = {f"run_{kind}.weights" for kind in ("last", "best", "ema")}
-    others = {"run.cfg", "run.names", "settings.json", "results.csv", "chart.png", "last.pt"}
+    others = {"run.cfg", "run.names", "settings.json", "results.csv", "chart.png", "last.pt", "data.png", "report"}
     assert names == others | weights | pictures
     rows = list(csv.DictReader((work / "runs/run/results.csv").open()))
     assert [row["iteration"] for row in rows if row["map"]] == ["100", "200", "300"]
@@ -280,7 +281,13 @@ def test_patience_stops_and_says_so(work, monkeypatch):
 
     write_cfg(work, iterations=100)
     measured = iter([0.5, 0.6, 0.55, 0.6, 0.4, 0.3, 0.9])
-    monkeypatch.setattr(training, "evaluate", lambda *_, **__: SimpleNamespace(map=next(measured), table=str))
+
+    def collected(*_, **__):
+        result = SimpleNamespace(map=next(measured))
+        return SimpleNamespace(result=lambda: result, records=[])
+
+    monkeypatch.setattr(training, "collect", collected)
+    monkeypatch.setattr(RunFolder, "report", lambda _: None)
     said = []
     Training(settings(work, eval_every=5, patience=2), work / "runs/run", say=said.append).run()
     assert any("stopped at iteration 30 of 100 after 2 evaluations without a better mAP than 60.00%" in s for s in said)

@@ -10,11 +10,12 @@ import cv2
 import numpy as np
 from torch import Tensor
 
-from yolov4 import plots
+from yolov4 import plots, report
 from yolov4.cfg import format_cfg
 from yolov4.checkpoint import save_checkpoint
 from yolov4.files import replacing
 from yolov4.model import Darknet
+from yolov4.result import Record, Result
 from yolov4.sections import Network
 from yolov4.settings import Settings
 from yolov4.updates import Update
@@ -41,6 +42,11 @@ class RunFolder:
         self._text("settings.json", json.dumps(asdict(settings), indent=1) + "\n")
         heads = [index for index, section in enumerate(network.sections) if section.kind == "yolo"]
         self.columns = ["iteration", "loss", "rate", "images_per_second", "data_share", "map"]
+        self.heads, self.board, self.evaluation = heads, None, None
+        if settings.tensorboard:
+            from yolov4.board import Board
+
+            self.board = Board(path / "tensorboard", iteration)
         self.columns += [f"{term}_{head}" for head in heads for term in SHOWN_TERMS]
         rows = self.rows(iteration)
         self.results = (path / "results.csv").open("w", newline="", encoding="utf-8")
@@ -70,6 +76,18 @@ class RunFolder:
         values.append("" if mean_ap is None else f"{mean_ap:.6f}")
         values += [f"{getattr(head, term):.6g}" for head in update.heads for term in SHOWN_TERMS]
         self.writer.writerow(dict(zip(self.columns, values, strict=True)))
+        if self.board:
+            self.board.log(iteration, update, self.heads, speed, mean_ap)
+
+    def evaluated(self, iteration: int, records: list[Record], result: Result) -> None:
+        """Keeps the newest evaluation for the report."""
+        self.evaluation = records, result
+        if self.board:
+            self.board.evaluated(iteration, records, self.names)
+
+    def report(self) -> Path | None:
+        """Writes report/ of the newest evaluation, where there was one, and returns its page."""
+        return self.evaluation and report.write(self.path / "report", *self.evaluation, self.names, run=self.path)
 
     def save(self, model: Darknet, state: dict, averaged: Darknet | None) -> None:
         """last.pt, NAME_last.weights, NAME_ema.weights where there is an average, and the chart."""
@@ -93,10 +111,15 @@ class RunFolder:
             pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy()[..., ::-1])
             labels = targets[targets[:, 0] == number][:, 1:].numpy()
             drawn.append(plots.draw_labels(pixels, labels, self.names))
-        cv2.imwrite(str(self.path / f"train_batch{iteration}.jpg"), plots.contact_sheet(drawn))
+        sheet = plots.contact_sheet(drawn)
+        cv2.imwrite(str(self.path / f"train_batch{iteration}.jpg"), sheet)
+        if self.board:
+            self.board.picture(iteration, "training images", sheet)
 
     def close(self) -> None:
         self.results.close()
+        if self.board:
+            self.board.close()
 
     def _text(self, name: str, text: str) -> None:
         with replacing(self.path / name) as beside:

@@ -27,6 +27,7 @@ class Settings:
     workers: int = 0
     eval_every: int | None = None
     save_every: int = 100
+    tensorboard: bool = False
     patience: int = 0  # evaluations without a better mAP before it stops; 0: never
     batch: int | None = None
     subdivisions: int | None = None

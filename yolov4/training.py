@@ -11,12 +11,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from yolov4 import datareport
 from yolov4.batches import training_batches
 from yolov4.cfg import format_cfg, parse_cfg, read_cfg, read_names
 from yolov4.checkpoint import load_checkpoint
 from yolov4.data import inspect, read_image_list
 from yolov4.distributed import Processes, local_rank
-from yolov4.evaluation import evaluate
+from yolov4.evaluation import collect
 from yolov4.model import Darknet
 from yolov4.predict import choose_device
 from yolov4.progress import Progress, Timed, darknet_log, stop_requests
@@ -61,6 +62,8 @@ class Training:
             )
         iteration = self.progress.iteration
         self.files = RunFolder(folder, self.network, self.names, settings, iteration) if self.processes.first else None
+        if self.files:
+            datareport.write(folder / "data.png", self.paths, self.names, self.network)
 
     def run(self) -> Path:
         """Trains to the end, or until it is stopped (SIGINT, SIGTERM), and returns the run's folder."""
@@ -85,6 +88,8 @@ class Training:
                     self.say(f"stopped at iteration {self.progress.iteration} of {self.net.max_batches} {reason}; "
                              f"`python train.py --resume {self.folder}` goes on")  # fmt: skip
                     break
+        if self.files and (page := self.files.report()):
+            self.say(f"{page}: what was measured last, what was missed and what was false")
         self.processes.close()
         return self.folder
 
@@ -139,7 +144,9 @@ class Training:
         progress, result = self.progress, None
         if self.files:
             model = self.ema.model or self.model
-            result = evaluate(model, self.settings.valid, difficult=self.settings.difficult, progress=True)
+            evaluator = collect(model, self.settings.valid, difficult=self.settings.difficult, progress=True)
+            result = evaluator.result()
+            self.files.evaluated(progress.iteration, evaluator.records, result)
         mean_ap = self.processes.from_first(result.map if result else 0.0, self.device)
         best = progress.measured(mean_ap)
         self.say(f"iteration {progress.iteration}: mAP@0.50 = {mean_ap:.2%}" + (", the best so far" if best else ""))
