@@ -46,18 +46,18 @@ def draw_labels(image: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> 
 
 
 def contact_sheet(images: Sequence[np.ndarray], side: int = 320, columns: int | None = None) -> np.ndarray:
-    """Pictures uint8 (H, W, 3) BGR, of any sizes, side by side on tiles of side pixels -> one picture."""
+    """Pictures uint8 (H, W, 3) BGR of any sizes, side by side -> one picture; the longer sides become `side` pixels."""
     columns = columns or math.ceil(math.sqrt(len(images)))
-    rows = math.ceil(len(images) / columns)
-    sheet = np.full((rows * side, columns * side, 3), GREY, np.uint8)
-    for index, image in enumerate(images):
-        height, width = image.shape[:2]
-        scale = (side - 4) / max(height, width)
-        size = max(1, round(width * scale)), max(1, round(height * scale))
-        tile = cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
-        top = index // columns * side + (side - size[1]) // 2
+    scales = [(side - 4) / max(image.shape[:2]) for image in images]
+    sizes = [tuple(max(1, round(pixels * scale)) for pixels in image.shape[1::-1])
+             for image, scale in zip(images, scales, strict=True)]  # fmt: skip
+    tile = max(height for _, height in sizes) + 4  # no higher than the highest needs
+    sheet = np.full((math.ceil(len(images) / columns) * tile, columns * side, 3), GREY, np.uint8)
+    for index, (image, scale, size) in enumerate(zip(images, scales, sizes, strict=True)):
+        top = index // columns * tile + (tile - size[1]) // 2
         left = index % columns * side + (side - size[0]) // 2
-        sheet[top : top + size[1], left : left + size[0]] = tile
+        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
+        sheet[top : top + size[1], left : left + size[0]] = cv2.resize(image, size, interpolation=method)
     return sheet
 
 

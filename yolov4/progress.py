@@ -3,9 +3,12 @@ Source: Darknet's src/detector.c, train_detector, what it prints after each iter
 
 import contextlib
 import signal
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+
+from tqdm import tqdm
 
 from yolov4.updates import Update
 
@@ -50,6 +53,12 @@ def darknet_log(update: Update, layers: list[int]) -> str:
         f"class_loss = {terms.class_loss:.6f}, iou_loss = {terms.iou_loss:.6f}, total_loss = {terms.total_loss:.6f}"
         for layer, terms in zip(layers, update.heads, strict=True)
     )
+
+
+def announce(line: str) -> None:
+    """Prints above the progress bar, and at once where the output is a file."""
+    tqdm.write(line)
+    sys.stdout.flush()
 
 
 class Timed:

@@ -7,7 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import cv2
-import numpy as np
 from torch import Tensor
 
 from yolov4 import plots, report
@@ -108,10 +107,12 @@ class RunFolder:
             return
         drawn = []
         for number, image in enumerate(images[:16]):
-            pixels = np.ascontiguousarray(image.permute(1, 2, 0).numpy()[..., ::-1])
+            pixels = cv2.cvtColor(image.permute(1, 2, 0).numpy(), cv2.COLOR_RGB2BGR)
+            larger = max(1, 480 // pixels.shape[1])  # names do not hide the objects of small networks
+            pixels = cv2.resize(pixels, None, fx=larger, fy=larger, interpolation=cv2.INTER_NEAREST)
             labels = targets[targets[:, 0] == number][:, 1:].numpy()
             drawn.append(plots.draw_labels(pixels, labels, self.names))
-        sheet = plots.contact_sheet(drawn)
+        sheet = plots.contact_sheet(drawn, side=480)
         cv2.imwrite(str(self.path / f"train_batch{iteration}.jpg"), sheet)
         if self.board:
             self.board.picture(iteration, "training images", sheet)

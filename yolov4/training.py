@@ -20,7 +20,7 @@ from yolov4.distributed import Processes, local_rank
 from yolov4.evaluation import collect
 from yolov4.model import Darknet
 from yolov4.predict import choose_device
-from yolov4.progress import Progress, Timed, darknet_log, stop_requests
+from yolov4.progress import Progress, Timed, announce, darknet_log, stop_requests
 from yolov4.runfolder import RunFolder
 from yolov4.settings import Settings, configured
 from yolov4.updates import Ema, Updater
@@ -33,7 +33,7 @@ class Training:
     Raises ValueError for data and files that do not fit; `run` raises NonFiniteLoss where the loss is no number.
     """
 
-    def __init__(self, settings: Settings, folder: Path, resume: bool = False, say: Callable[[str], None] = tqdm.write):
+    def __init__(self, settings: Settings, folder: Path, resume: bool = False, say: Callable[[str], None] = announce):
         device = choose_device(settings.device)
         self.device = torch.device("cuda", local_rank()) if device.type == "cuda" and device.index is None else device
         self.processes = Processes(self.device)
