@@ -155,13 +155,14 @@ def test_killed_and_resumed_is_never_stopped_bit_for_bit(root, work):
     assert iterations == list(range(1, 121))
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(root, work):
-    """Ctrl-C on a terminal reaches the processes that load data too."""
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_request_to_stop_saves_and_says_how_to_go_on(root, work, number):
+    """Ctrl-C on a terminal, or a cluster's SIGTERM, reaches the processes that load data too."""
     write_cfg(work, iterations=100000)
     flags = ["--name", "run", "--save-every", 100000, "--eval-every", 0, "--workers", 2]
     process = started(root, work, *flags, start_new_session=True)
     wait_for((work / "runs/run/train_batch3.jpg").exists, process)
-    os.killpg(process.pid, signal.SIGINT)
+    os.killpg(process.pid, number)
     out, errors = process.communicate(timeout=60)
     assert process.returncode == 0, errors
     assert f"--resume {work / 'runs/run'}" in out and "Traceback" not in errors

@@ -115,4 +115,5 @@ def training_batches(
 
 def _start_worker(_: int) -> None:
     cv2.setNumThreads(0)  # the workers are the parallelism
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the main process, which still wants its batches
+    for number in (signal.SIGINT, signal.SIGTERM):  # for the main process, which ends its iteration and then stops
+        signal.signal(number, signal.SIG_IGN)
