@@ -236,7 +236,7 @@ def test_the_seed_decides(work):
     assert first != trained(work, "c", seed=4, eval_every=0)
 
 
-@pytest.mark.parametrize("amp", ["bf16"])
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_mixed_precision_stays_near(work, amp):
     write_cfg(work, iterations=5, random=0)
     trained(work, "exact", eval_every=0)
