@@ -37,6 +37,7 @@ WITHOUT_EFFECT = {
         "max": "every truth of an image counts", "show_details": "what Darknet prints",
         "bias_match": "only [region]", "rescore": "only [region]", "softmax": "only [region]",
         "absolute": "only [region]", "thresh": "only [region]", "coords": "always 4",
+        "uc_normalizer": "only [Gaussian_yolo]", "beta1": "Darknet does not read it, only beta_nms",
     },
 }  # fmt: skip
 
