@@ -55,14 +55,72 @@ ERRORS = {
     "reference behind": (("layers=-1,0", "layers=-2"), r"x.cfg:11: layer 1 \[route\] reads layer -1"),
     "no size": (("width=64", "width=0"), r"x.cfg:1: \[net\] width=0 .*expected all above 0"),
     "logistic of new_coords": (("num=4", "num=4\nnew_coords=1"), r"x.cfg:15: .*activation=logistic"),
+    "no such normalisation": (("pad=1", "batch_normalize=3"), r"x.cfg:9: .*batch_normalize=3, expected one of 0, 1, 2"),
+    "cutmix": (("channels=3", "cutmix=1"), r"x.cfg:4: \[net\] cutmix=1, expected 0: .*classifiers"),
+    "dynamic_minibatch": (("channels=3", "dynamic_minibatch=1"), r"x.cfg:4: .*expected 0: .*subdivisions"),
+    "activation of a gate": (
+        ("[route]\nlayers=-1,0", "[sam]\nfrom=-1\nactivation=mish"),
+        r"x.cfg:13: \[sam\] activation=mish, expected one of",
+    ),
+    "sam without from": (("[route]\nlayers=-1,0", "[sam]"), r"x.cfg:11: \[sam\] has no from"),
     "stray text": (("pad=1", "pad"), r"x.cfg:9: found 'pad', expected"),
 }
+
+PAPER = """[net]
+width=64
+height=64
+channels=3
+adversarial_lr=0.05
+attention=1
+cutmix=0
+[convolutional]
+cbn=1
+batch_normalize=1
+filters=8
+size=3
+stride=2
+pad=1
+activation=mish
+train_only_bn=1
+dontload=1
+dontloadscales=1
+[dropout]
+probability=0.1
+dropblock=1
+dropblock_size_rel=0.25
+dropblock_size_abs=3
+[avgpool]
+[scale_channels]
+from=-2
+activation=relu
+[sam]
+from=0
+[reorg]
+stride=2
+[reorg3d]
+stride=2
+[implicit]
+filters=128
+mean=1
+std=0.02
+[scale_channels]
+from=6
+"""
 
 
 def planned(text):
     network = parse_cfg(text, "x.cfg")
     layers = plan_layers(network)
     return network, layers, find_heads(network, layers)
+
+
+def test_switches_of_the_paper_survive_a_round_trip():
+    net, sections, _ = network = parse_cfg(PAPER)
+    assert parse_cfg(format_cfg(net, sections))[:2] == network[:2]
+    assert net.adversarial_lr == 0.05 and sections[0].batch_normalize == 2 and sections[1].dropblock_size_abs == 3
+    assert [layer.sources for layer in plan_layers(network)] == [
+        (-1,), (0,), (1,), (2, 1), (3, 0), (4,), (5,), (6,), (7, 6)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", shared_files("darknet/cfg/*.cfg", "models/*/*.cfg", "golden/training_bccd/*.cfg"))

@@ -131,7 +131,8 @@ def test_report_counts(folder, paths):
     lines = report.lines()
     assert lines[0] == "train.txt: 5 images, 3 with boxes, 1 empty, 6 boxes"
     assert [line.split() for line in lines[1:4]] == [["a", "3"], ["b", "2"], ["c", "1"]]
-    notes = "\n".join(lines[4:])
+    assert lines[4].strip() == "counters_per_class=3,2,1"  # ready to paste into a [yolo]
+    notes = "\n".join(lines[5:])
     assert f"1 {data.NO_LABELS}, the first: {folder / 'labels' / '2.txt'}" in notes
     assert f"1 {data.BAD_IMAGE}, the first: {folder / 'images' / '5.png'}" in notes
     assert f"1 {data.TINY}, the first: {folder / 'labels' / '4.txt'}:2:" in notes

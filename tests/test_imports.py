@@ -21,8 +21,9 @@ MAY_IMPORT = {
     "settings": ["sections"],
     "runs": ["cfg"],
     # network
-    "layers": ["sections", "plan"],
-    "model": ["sections", "cfg", "plan", "layers"],
+    "staged": [],
+    "layers": ["sections", "plan", "staged"],
+    "model": ["sections", "cfg", "plan", "staged", "layers"],
     "weights": ["files", "layers", "model"],
     # maths: pure functions of tensors
     "boxes": [],
@@ -30,6 +31,7 @@ MAY_IMPORT = {
     "schedule": ["sections"],
     "assign": ["sections", "boxes"],
     "loss": ["sections", "boxes", "decoding", "assign"],
+    "adversarial": ["sections", "decoding", "loss"],
     "result": ["decoding"],
     "metrics": ["boxes", "decoding", "result"],
     "curves": ["boxes", "metrics", "result"],
@@ -57,7 +59,7 @@ MAY_IMPORT = {
     "predict": ["cfg", "data", "decoding", "model", "checkpoint"],
     "evaluation": ["sections", "boxes", "decoding", "data", "metrics", "result", "model", "predict"],
     "distributed": [],
-    "updates": ["sections", "schedule", "loss", "model", "distributed"],
+    "updates": ["sections", "schedule", "staged", "layers", "loss", "adversarial", "model", "distributed"],
     "progress": ["updates"],
     "board": ["result", "curves", "updates"],
     "runfolder": ["sections", "cfg", "files", "settings", "model", "weights", "checkpoint", "plots", "updates",
@@ -68,7 +70,7 @@ MAY_IMPORT = {
     ],
 }  # fmt: skip
 LEAVES = ("sections", "cfg", "plan", "blocks", "blueprint")
-MATHS = ("boxes", "decoding", "schedule", "assign", "loss", "metrics", "curves")
+MATHS = ("boxes", "decoding", "schedule", "assign", "loss", "adversarial", "metrics", "curves")
 MODULES = sorted(path for path in (ROOT / "yolov4").glob("*.py") if path.stem != "__init__")
 SCRIPTS = sorted(ROOT.glob("*.py"))
 

@@ -1,5 +1,5 @@
-"""Layers worked out by loops and formulas: maxpool, shortcut, route, activations, dropout.
-Source: Darknet's src/maxpool_layer.c, blas.c (shortcut_multilayer_cpu), activations.h."""
+"""Layers worked out by loops and formulas: maxpool, shortcut, route, reorg, scales, activations, dropout.
+Source: Darknet's src/maxpool_layer.c, blas.c (shortcut_multilayer_cpu, reorg_cpu), activations.h."""
 
 import math
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from yolov4.blueprint import build
-from yolov4.layers import ACTIVATIONS, Add, Concatenate, MaxPool
+from yolov4.layers import ACTIVATIONS, Add, Concatenate, Implicit, MaxPool, Reorganise, Scale
 from yolov4.model import Darknet
 from yolov4.sections import Dropout, Shortcut
 
@@ -73,6 +73,96 @@ def test_route_takes_its_group_of_every_source():
     assert torch.equal(Concatenate(1, 0)(first, second), torch.cat((first, second), 1))
     assert torch.equal(Concatenate(2, 1)(first, second), torch.cat((first[:, 2:], second[:, 3:]), 1))
     assert torch.equal(Concatenate(2, 0)(first), first[:, :2])
+
+
+def test_scale_channels_and_sam_multiply():
+    """A factor a channel, a cell, a value; the activation comes after the product."""
+    scaled = torch.tensor([[[[1.0, 2.0]], [[3.0, -4.0]]]])  # (1, 2, 1, 2)
+    a_channel, a_cell = torch.tensor([[[[2.0]], [[10.0]]]]), torch.tensor([[[[2.0, 10.0]]]])
+    assert Scale("linear")(a_channel, scaled).flatten().tolist() == [2, 4, 30, -40]
+    assert Scale("leaky")(a_cell, scaled).flatten().tolist() == [2, 20, 6, -4]
+    assert Scale("relu")(scaled, scaled.clone()).flatten().tolist() == [1, 4, 9, 16]
+
+
+def loop_of_reorg(x, shape, stride):
+    """Darknet's loop over a shape (C, H, W) that it takes the values for, which is not always theirs."""
+    channels, height, width = shape
+    few = channels // stride**2
+    flat, out = x.reshape(len(x), -1), torch.empty(x.numel() // len(x))
+    images = []
+    for image in flat:
+        for k in range(channels):
+            for j in range(height):
+                for i in range(width):
+                    column, row = i * stride + k // few % stride, j * stride + k // few // stride
+                    place = column + width * stride * (row + height * stride * (k % few))
+                    out[i + width * (j + height * k)] = image[place]
+        images.append(out.clone())
+    return torch.stack(images)
+
+
+@pytest.mark.parametrize("old", [True, False])
+@pytest.mark.parametrize(("channels", "height", "width", "stride"), [(8, 4, 6, 2), (9, 3, 6, 3), (4, 2, 2, 1)])
+def test_reorg_is_darknets_loop(old, channels, height, width, stride):
+    x = random(2, channels, height, width)
+    after = (channels * stride**2, height // stride, width // stride)
+    expected = loop_of_reorg(x, (channels, height, width) if old else after, stride)
+    assert torch.equal(Reorganise(stride, old)(x), expected.view(2, *after))
+
+
+def test_implicit_learns_from_all_images_and_reads_none():
+    module = Implicit(filters=3, atoms=2, mean=5.0, std=0.5)
+    module.reset_parameters(torch.Generator().manual_seed(0))
+    assert 4.5 <= module.weight.min() < module.weight.max() <= 5.5
+    out = module(torch.full((4, 1, 7, 7), float("nan")))
+    assert out.shape == (4, 3, 2, 1) and torch.equal(out[3], module.weight)
+    out.sum().backward()
+    assert (module.weight.grad == 4).all()
+
+
+GATED = """
+[net]
+width=32
+height=32
+channels=3
+[convolutional]
+filters=8
+size=3
+stride=2
+pad=1
+activation=linear
+[avgpool]
+[convolutional]
+filters={filters}
+activation=logistic
+[scale_channels]
+from=0
+[reorg]
+stride={stride}
+[implicit]
+filters={implicit}
+[scale_channels]
+from=-2
+"""
+
+
+def test_gates_have_the_shape_of_what_they_scale_and_cost_nothing():
+    model = Darknet.from_cfg(text=GATED.format(filters=8, stride=2, implicit=32))
+    assert [layer.output_shape for layer in model.plan] == [
+        (8, 16, 16), (8, 1, 1), (8, 1, 1), (8, 16, 16), (32, 8, 8), (32, 1, 1), (32, 8, 8)
+    ]  # fmt: skip
+    assert [layer.parameters for layer in model.plan] == [8 * 28, 0, 72, 0, 0, 32, 0]
+    assert [layer.flops > 0 for layer in model.plan] == [True, False, True, False, False, False, False]
+
+
+@pytest.mark.parametrize(("keys", "message"), [
+    ({"filters": 4}, r"cfg:16: \[scale_channels\] has 1 x 1 x 4 factors, expected 1 x 1 x 8"),
+    ({"stride": 3}, r"cfg:18: \[reorg\] stride=3 does not divide 16 x 16 x 8"),
+    ({"implicit": 31}, r"cfg:22: \[scale_channels\] has 1 x 1 x 31 factors, expected 1 x 1 x 32"),
+])  # fmt: skip
+def test_gates_that_do_not_fit_name_their_line(keys, message):
+    with pytest.raises(ValueError, match=message):
+        Darknet.from_cfg(text=GATED.format(**{"filters": 8, "stride": 2, "implicit": 32} | keys))
 
 
 FORMULAS = {

@@ -133,6 +133,29 @@ def test_stopbackward_freezes_the_first_iterations():
     assert not torch.equal(model.layers[0][0].weight, start)
 
 
+def test_train_only_bn_keeps_all_weights_and_moves_the_rolling_averages():
+    """Its name promises more: Darknet leaves scales and biases alone too, and lets nothing decay."""
+    model = network(convolution="train_only_bn=1")
+    before = {name: value.clone() for name, value in model.layers[0].state_dict().items()}
+    head = model.layers[1][0].weight.clone()
+    updater(model).update(1, batches(1, 4))
+    for name, value in model.layers[0].state_dict().items():
+        assert torch.equal(value, before[name]) != name.startswith(("1.running", "1.num")), name
+    assert not torch.equal(model.layers[1][0].weight, head)
+
+
+def test_mini_batches_are_counted_within_a_batch():
+    """CmBN and DropBlock are told before each forward pass where training stands."""
+    model = network(subdivisions=2, convolution="cbn=1")
+    trained, seen = updater(model), []
+    loss = trained.loss
+    trained.loss = lambda *given: (seen.append(model.layers[0][1].mini_batch), loss(*given))[1]
+    stream = batches(4, 2)
+    trained.update(1, stream)
+    trained.update(2, stream)
+    assert seen == [0, 1, 0, 1]
+
+
 def test_a_loss_that_is_no_number_names_everything_and_changes_nothing():
     model = network()
     with torch.no_grad():

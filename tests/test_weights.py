@@ -72,6 +72,42 @@ def test_values_are_in_darknets_order(tmp_path):
     assert (record.layers, record.of) == (3, 3)
 
 
+def test_implicit_values_stand_in_their_place(tmp_path):
+    gate = "[implicit]\nfilters=2\n[scale_channels]\nfrom=0\n[shortcut]\nfrom=-4"
+    model = Darknet.from_cfg(text=TINY.replace("[shortcut]\nfrom=-2", gate))
+    path = write(tmp_path / "x.weights", range(1, 41))
+    load_weights(model, path)
+    assert model.layers[2].weight.flatten().tolist() == [35, 36]
+    assert model.layers[4].weight.tolist() == [[37, 38], [39, 40]]
+    save_weights(model, tmp_path / "y.weights")
+    assert path.read_bytes() == (tmp_path / "y.weights").read_bytes()
+
+
+def test_layer_that_a_file_lacks_keeps_its_values(tmp_path):
+    """dontload=1: the file goes on with the next layer; so Darknet reads a file made for it."""
+    text = TINY.replace("groups=2", "groups=2\ndontload=1")
+    model = Darknet.from_cfg(text=text)
+    before = model.layers[1][0].weight.clone()
+    record = load_weights(model, write(tmp_path / "x.weights", range(1, 19)))
+    assert (record.layers, record.of) == (2, 3)
+    assert torch.equal(model.layers[1][0].weight, before)
+    assert model.layers[2].weight.tolist() == [[15, 16], [17, 18]]
+    save_weights(model, tmp_path / "whole.weights")  # what training writes holds every layer, and is read as such
+    other = Darknet.from_cfg(text=text)
+    assert load_weights(other, tmp_path / "whole.weights").layers == 3
+    assert torch.equal(other.layers[1][0].weight, before)
+
+
+def test_dontloadscales_leaves_scales_and_rolling_averages(tmp_path):
+    model = Darknet.from_cfg(text=TINY.replace("size=1", "size=1\ndontloadscales=1", 1))
+    load_weights(model, write(tmp_path / "x.weights", range(1, 33)))
+    convolution, normalisation, _ = model.layers[0]
+    assert normalisation.bias.tolist() == [1, 2] and normalisation.weight.tolist() == [1, 1]
+    assert normalisation.running_mean.tolist() == [0, 0] and normalisation.running_var.tolist() == [1, 1]
+    assert convolution.weight.flatten(1).tolist() == [[3, 4, 5], [6, 7, 8]]
+    assert model.layers[2].weight.tolist() == [[29, 30], [31, 32]]
+
+
 @pytest.mark.parametrize(
     ("version", "seen", "wide"),
     [

@@ -6,21 +6,13 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
-from yolov4.sections import (
-    Anchors,
-    Convolutional,
-    Dropout,
-    Maxpool,
-    Net,
-    Network,
-    Route,
-    Section,
-    Shortcut,
-    Upsample,
-    Yolo,
-)
+from yolov4 import sections as known
+from yolov4.sections import Anchors, Net, Network, Section, kind_name
 
-KINDS = {c.__name__.lower(): c for c in (Net, Convolutional, Maxpool, Route, Shortcut, Upsample, Dropout, Yolo)}
+KINDS = {kind_name(c): c for c in (
+    Net, known.Convolutional, known.Maxpool, known.Route, known.Shortcut, known.Upsample, known.Dropout, known.Yolo,
+    known.Avgpool, known.ScaleChannels, known.Sam, known.Reorg, known.Reorg3d, known.Implicit,
+)}  # fmt: skip
 
 # Keys that are written even where they hold the default: other readers have other defaults.
 ALWAYS_WRITTEN = {
@@ -38,14 +30,24 @@ WITHOUT_EFFECT = {
         "time_steps": "only for recurrent networks", "max_chart_loss": "the chart scales itself",
         "optimized_memory": "memory of Darknet's GPU build", "use_cuda_graph": "Darknet's GPU build",
         "workspace_size_limit_mb": "memory of Darknet's GPU build", "loss_scale": "see --amp",
+        "attention": "windows that Darknet opens",
     },
     "convolutional": {"flipped": "only old classifiers"},
     "yolo": {
         "max": "every truth of an image counts", "show_details": "what Darknet prints",
         "bias_match": "only [region]", "rescore": "only [region]", "softmax": "only [region]",
         "absolute": "only [region]", "thresh": "only [region]", "coords": "always 4",
+        "uc_normalizer": "only [Gaussian_yolo]", "beta1": "Darknet does not read it, only beta_nms",
     },
 }  # fmt: skip
+
+# Keys that are an error unless 0, with the reason.
+REFUSED = {
+    "net": {
+        "cutmix": "Darknet has it for classifiers alone: use mosaic=1",
+        "dynamic_minibatch": "every update has batch images here: use subdivisions",
+    },
+}
 
 
 def parse_cfg(text: str, name: str = "cfg") -> Network:
@@ -110,6 +112,9 @@ def _section(kind: str, line: int, options: dict[str, tuple[str, int]], name: st
         raise ValueError(f"{name}:{line}: [{kind}] is not supported, expected one of {', '.join(KINDS)}")
     hints = {key.rstrip("_"): hint for key, hint in get_type_hints(KINDS[kind]).items() if key != "lines"}
     values, lines = {}, {"": line}
+    if kind == "convolutional" and "cbn" in options:  # another way to write batch_normalize=2
+        cbn, number = options.pop("cbn")
+        options |= {} if cbn == "0" else {"batch_normalize": ("2", number)}
     for key, (value, number) in options.items():
         lines[key] = number
         if key in hints:
@@ -117,7 +122,9 @@ def _section(kind: str, line: int, options: dict[str, tuple[str, int]], name: st
                 values["from_" if key == "from" else key] = _value(value, hints[key])
             except ValueError as error:
                 raise ValueError(f"{name}:{number}: [{kind}] {key}={value}, expected {error}") from None
-        elif key not in WITHOUT_EFFECT.get(kind, ()):
+        elif value != "0" and key in REFUSED.get(kind, ()):
+            raise ValueError(f"{name}:{number}: [{kind}] {key}={value}, expected 0: {REFUSED[kind][key]}")
+        elif key not in WITHOUT_EFFECT.get(kind, ()) and key not in REFUSED.get(kind, ()):
             close = difflib.get_close_matches(key, [*hints, *WITHOUT_EFFECT.get(kind, ())], 1)
             hint = f", did you mean {close[0]}?" if close else ""
             raise ValueError(f"{name}:{number}: [{kind}] key {key} is not supported{hint}")
@@ -131,9 +138,10 @@ def _section(kind: str, line: int, options: dict[str, tuple[str, int]], name: st
 def _value(text: str, hint: type):
     """Text of a value -> the type of its field; a ValueError says what was expected."""
     if get_origin(hint) is Literal:
-        if text not in get_args(hint):
-            raise ValueError("one of " + ", ".join(get_args(hint)))
-        return text
+        allowed = {str(value): value for value in get_args(hint)}
+        if text not in allowed:
+            raise ValueError("one of " + ", ".join(allowed))
+        return allowed[text]
     if hint == Anchors:
         numbers = _value(text, tuple[float, ...])
         if len(numbers) % 2:

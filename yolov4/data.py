@@ -74,7 +74,8 @@ class DatasetReport:
         head = f"{self.source}: {usable} images, {labelled} with boxes, {self.empty} empty, {boxes} boxes"
         counts = [f"  {name:<16} {self.boxes[index]:>7}" for index, name in enumerate(self.names)]
         notes = (f"  {len(found)} {what}, the first: {found[0]}" for what, found in self.findings.items())
-        return [head, *counts, *notes]
+        counters = f"  counters_per_class={','.join(str(self.boxes[index]) for index in range(len(self.names)))}"
+        return [head, *counts, counters, *notes]
 
     def check(self) -> None:
         """Raises ValueError where training or evaluation would be in vain."""

@@ -27,20 +27,28 @@ class Detections(NamedTuple):
     labels: Tensor  # (n,) int64
 
 
-def decode(logits: Tensor, head: Head) -> Decoded:
-    """logits (B, A * (5 + C), h, w), before the logistic, of any float type -> Decoded in float32."""
+def head_outputs(logits: Tensor, head: Head) -> Tensor:
+    """logits (B, A * (5 + C), h, w) -> what Darknet's layer holds, float32 (B, A, h, w, 5 + C): x, y in cells from
+    the cell's corner; w, h as logits, or after the logistic with new_coords; probabilities."""
     batch, _, h, w = logits.shape
     raw = logits.float().view(batch, len(head.anchors), 5 + head.classes, h, w)
     raw = raw.permute(0, 1, 3, 4, 2)  # (B, A, h, w, 5 + C)
-    columns, rows = torch.arange(w, device=raw.device), torch.arange(h, device=raw.device)
+    offsets = raw[..., :2].sigmoid() * head.scale_x_y - (head.scale_x_y - 1) / 2
+    sizes = raw[..., 2:4].sigmoid() if head.new_coords else raw[..., 2:4]
+    return torch.cat((offsets, sizes, raw[..., 4:].sigmoid()), -1)
+
+
+def decode(logits: Tensor, head: Head) -> Decoded:
+    """logits (B, A * (5 + C), h, w), before the logistic, of any float type -> Decoded in float32."""
+    held = head_outputs(logits, head)  # (B, A, h, w, 5 + C)
+    h, w = logits.shape[2:]
+    columns, rows = torch.arange(w, device=held.device), torch.arange(h, device=held.device)
     cells = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)  # (h, w, 2)
-    grid = raw.new_tensor((w, h))
-    anchors = raw.new_tensor(head.anchors)[:, None, None] / (grid * head.stride)  # (A, 1, 1, 2)
-    offsets = raw[..., :2].sigmoid() * head.scale_x_y - (head.scale_x_y - 1) / 2  # in cells
-    sizes = (2 * raw[..., 2:4].sigmoid()).square() if head.new_coords else raw[..., 2:4].exp()  # in anchors
-    boxes = torch.cat(((offsets + cells) / grid, sizes * anchors), -1)
-    probabilities = raw[..., 4:].sigmoid()
-    return Decoded(boxes, probabilities[..., 0], probabilities[..., 1:])
+    grid = held.new_tensor((w, h))
+    anchors = held.new_tensor(head.anchors)[:, None, None] / (grid * head.stride)  # (A, 1, 1, 2)
+    sizes = (2 * held[..., 2:4]).square() if head.new_coords else held[..., 2:4].exp()  # in anchors
+    boxes = torch.cat(((held[..., :2] + cells) / grid, sizes * anchors), -1)
+    return Decoded(boxes, held[..., 4], held[..., 5:])
 
 
 def detections_from_logits(

@@ -1,5 +1,6 @@
 """The layers that torch.nn does not have as Darknet means them, and the activations by Darknet's names.
-Source: Darknet's src/maxpool_layer.c, shortcut_layer.c, route_layer.c, activations.h."""
+Source: Darknet's src/maxpool_layer.c, shortcut_layer.c, route_layer.c, scale_channels_layer.c,
+sam_layer.c, reorg_layer.c, reorg_old_layer.c, representation_layer.c, activations.h."""
 
 from functools import partial
 
@@ -8,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from yolov4.plan import convolution_padding
-from yolov4.sections import Convolutional, Shortcut
+from yolov4.sections import Convolutional, GateActivation, Shortcut
+from yolov4.staged import CrossBatchNorm
 
 ACTIVATIONS = {
     "linear": nn.Identity,
@@ -29,13 +31,14 @@ ACTIVATIONS = {
 def convolution(section: Convolutional, channels: int, activation: str) -> nn.Sequential:
     """Convolution, batch normalisation or nothing, activation."""
     normalised = section.batch_normalize
+    normalisation = CrossBatchNorm if section.batch_normalize == 2 else nn.BatchNorm2d
     dilation = section.dilation if section.size > 1 else 1
     return nn.Sequential(
         nn.Conv2d(
             channels, section.filters, section.size, section.stride, convolution_padding(section) * dilation,
             dilation, section.groups, bias=not normalised,
         ),
-        nn.BatchNorm2d(section.filters, eps=1e-5, momentum=0.01) if normalised else nn.Identity(),
+        normalisation(section.filters, eps=1e-5, momentum=0.01) if normalised else nn.Identity(),
         ACTIVATIONS[activation](),
     )  # fmt: skip
 
@@ -112,3 +115,48 @@ class HardMish(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.where(x > 0, x, torch.where(x > -2, x * x / 2 + x, 0.0))
+
+
+class Scale(nn.Module):
+    """[scale_channels], [sam]: another layer times the previous one, a factor a channel, a cell or a value."""
+
+    def __init__(self, activation: GateActivation):
+        super().__init__()
+        self.activation = ACTIVATIONS[activation]()
+
+    def forward(self, factors: Tensor, scaled: Tensor) -> Tensor:
+        return self.activation(scaled * factors)
+
+
+class Reorganise(nn.Module):
+    """[reorg3d]: the cells of a window become channels, all channels of the first cell first.
+
+    `old`, [reorg]: the same after the values in memory are read as (C / s^2, s H, s W).
+    """
+
+    def __init__(self, stride: int, old: bool):
+        super().__init__()
+        self.stride, self.old = stride, old
+
+    def forward(self, x: Tensor) -> Tensor:
+        s, (batch, channels, height, width) = self.stride, x.shape
+        after = (batch, channels * s * s, height // s, width // s)
+        if self.old:
+            channels, height, width = channels // s**2, height * s, width * s
+        windows = x.reshape(batch, channels, height // s, s, width // s, s)
+        return windows.permute(0, 3, 5, 1, 2, 4).reshape(after)
+
+
+class Implicit(nn.Module):
+    """[implicit]: learnt values that depend on no input; (filters, atoms, 1) an image."""
+
+    def __init__(self, filters: int, atoms: int, mean: float, std: float):
+        super().__init__()
+        self.mean, self.std = mean, std
+        self.weight = nn.Parameter(torch.full((filters, atoms, 1), mean))
+
+    def reset_parameters(self, generator: torch.Generator | None = None) -> None:
+        nn.init.uniform_(self.weight, self.mean - self.std, self.mean + self.std, generator=generator)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight.expand(len(x), -1, -1, -1)

@@ -57,10 +57,14 @@ class DarknetLoss:
         images, targets = len(logits[0]), targets.to(logits[0].device, torch.float32)
         with torch.autocast(logits[0].device.type, enabled=False):
             heads = [head_deltas(each, head, targets) for each, head in zip(logits, self.heads, strict=True)]
-            # only the gradient of this sum counts, not its value
-            pull = -sum((each.float() * delta).sum() for each, (delta, _) in zip(logits, heads, strict=True)) / images
+            pull = pulled(logits, [delta for delta, _ in heads])
             value = torch.stack([terms.cost for _, terms in heads]).mean() / images
             return LossTerms(pull - pull.detach() + value, [terms for _, terms in heads])
+
+
+def pulled(logits: Sequence[Tensor], deltas: Sequence[Tensor]) -> Tensor:
+    """A scalar of which only the gradient counts, not the value: minus the deltas of each head, over the images."""
+    return -sum((each.float() * delta).sum() for each, delta in zip(logits, deltas, strict=True)) / len(logits[0])
 
 
 @torch.no_grad()
@@ -83,14 +87,18 @@ def head_deltas(logits: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, He
         _set_objectness(deltas, decoded, head, places, classes)
         _set_classes(deltas, decoded, head, places, classes)
     if head.iou_thresh < 1:
-        _average_boxes(deltas)
-    terms = _terms(deltas, decoded, head, positives)
+        average_boxes(deltas)
+    return of_logits(deltas, logits, head), _terms(deltas, decoded, head, positives)
+
+
+def of_logits(deltas: Deltas, logits: Tensor, head: Head) -> Tensor:
+    """The parts put together, with respect to the logits (B, A * (5 + C), h, w)."""
     delta = torch.cat((deltas.boxes, deltas.objectness[..., None], deltas.classes), -1)  # (B, A, h, w, 5 + C)
     delta = delta.permute(0, 1, 4, 2, 3).reshape(logits.shape)
     if head.new_coords:  # Darknet's delta is with respect to the output of the logistic layer before the head
         probabilities = logits.float().sigmoid()
         delta = delta * probabilities * (1 - probabilities)
-    return delta, terms
+    return delta
 
 
 def _spare_overlapping(deltas: Deltas, decoded: Decoded, head: Head, targets: Tensor) -> None:
@@ -182,7 +190,7 @@ def _set_classes(deltas: Deltas, decoded: Decoded, head: Head, places: tuple[Ten
     deltas.classes[places] = torch.where(second, only_own, fresh)
 
 
-def _average_boxes(deltas: Deltas) -> None:
+def average_boxes(deltas: Deltas) -> None:
     """Divides box deltas by the number of classes that answer in their place."""
     places = deltas.boxes.any(-1).nonzero(as_tuple=True)
     classes = (deltas.classes[places] > 0).sum(-1)

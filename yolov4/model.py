@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from yolov4 import sections as known
 from yolov4.cfg import parse_cfg, read_cfg
-from yolov4.layers import Add, Concatenate, MaxPool, convolution
+from yolov4.layers import Add, Concatenate, Implicit, MaxPool, Reorganise, Scale, convolution
 from yolov4.plan import IMAGE, Layer, find_heads, maxpool_window, plan_layers
-from yolov4.sections import Convolutional, Dropout, Maxpool, Network, Route, Shortcut, Upsample, Yolo
+from yolov4.sections import Convolutional, Dropout, Network, Route, Yolo
+from yolov4.staged import DropBlock
 
 
 class Darknet(nn.Module):
@@ -74,6 +76,8 @@ class Darknet(nn.Module):
                 nn.init.uniform_(module.weight, -bound, bound, generator=generator)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+            elif isinstance(module, Implicit):
+                module.reset_parameters(generator)
 
     def _build(self, layer: Layer) -> nn.Module:
         match layer.section:
@@ -84,18 +88,32 @@ class Darknet(nn.Module):
                 return convolution(
                     layer.section, layer.input_shape[0], "linear" if linear else layer.section.activation
                 )
-            case Maxpool():
+            case known.Maxpool():
                 return MaxPool(*maxpool_window(layer.section))
             case Route():
                 return Concatenate(layer.section.groups, layer.section.group_id)
-            case Shortcut():
+            case known.Shortcut():
                 return Add(layer.section, layer.output_shape[0], len(layer.sources))
-            case Upsample(stride=stride):
+            case known.Upsample(stride=stride):
                 return nn.Upsample(scale_factor=stride, mode="nearest")
             case Dropout(probability=probability):
-                return nn.Dropout(probability)
+                return self._dropblock(layer) if layer.section.dropblock else nn.Dropout(probability)
+            case known.Avgpool():
+                return nn.AdaptiveAvgPool2d(1)
+            case known.ScaleChannels(activation=activation) | known.Sam(activation=activation):
+                return Scale(activation)
+            case known.Reorg(stride=stride) | known.Reorg3d(stride=stride):
+                return Reorganise(stride, old=isinstance(layer.section, known.Reorg))
+            case known.Implicit() as section:
+                return Implicit(section.filters, section.atoms, section.mean, section.std)
             case Yolo():
                 return nn.Identity()
+
+    def _dropblock(self, layer: Layer) -> DropBlock:
+        """Cells count where both sizes are given, and are 7 where none is; no more than the layer has."""
+        section, relative = layer.section, layer.section.dropblock_size_rel
+        size = min(section.dropblock_size_abs, *layer.input_shape[1:]) or (0 if relative else 7)
+        return DropBlock(section.probability, size, 0.0 if size else relative)
 
 
 def summary(model: Darknet) -> str:

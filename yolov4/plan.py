@@ -4,7 +4,25 @@ Source: the make_*_layer functions of Darknet; BFLOPs are counted as it prints t
 from dataclasses import fields
 from typing import NamedTuple
 
-from yolov4.sections import Convolutional, Head, Maxpool, Network, Route, Section, Shortcut, Upsample, Yolo
+from yolov4.sections import (
+    Avgpool,
+    Convolutional,
+    Head,
+    Implicit,
+    Maxpool,
+    Network,
+    Reorg,
+    Reorg3d,
+    Route,
+    Sam,
+    ScaleChannels,
+    Section,
+    Shortcut,
+    Upsample,
+    Yolo,
+)
+
+Shape = tuple[int, int, int]  # channels, height, width
 
 IMAGE = -1  # the source that is no layer
 
@@ -19,8 +37,8 @@ class Layer(NamedTuple):
     index: int
     section: Section
     sources: tuple[int, ...]
-    input_shape: tuple[int, int, int]
-    output_shape: tuple[int, int, int]
+    input_shape: Shape
+    output_shape: Shape
     parameters: int
     flops: int
     frees: tuple[int, ...]  # outputs that nothing reads after this layer
@@ -73,17 +91,23 @@ def find_heads(network: Network, layers: tuple[Layer, ...]) -> tuple[Head, ...]:
 
 def _sources(section: Section, index: int) -> tuple[int, ...]:
     """Absolute indices of the layers that `section` reads."""
-    references = {Route: "layers", Shortcut: "from_"}.get(type(section))
-    found = tuple(r + index if r < 0 else r for r in getattr(section, references)) if references else ()
+    match section:
+        case Route(layers=references) | Shortcut(from_=references):
+            pass
+        case ScaleChannels(from_=reference) | Sam(from_=reference):
+            references = (reference,)
+        case _:
+            references = ()
+    found = tuple(r + index if r < 0 else r for r in references)
     for source in found:
         if not 0 <= source < index:
             raise ValueError(f"layer {index} [{section.kind}] reads layer {source}, expected 0..{index - 1}")
     return found if isinstance(section, Route) else (index - 1, *found)
 
 
-def _layer(index: int, section: Section, sources: tuple[int, ...], shapes: list[tuple[int, int, int]]) -> Layer:
+def _layer(index: int, section: Section, sources: tuple[int, ...], shapes: list[Shape]) -> Layer:
     channels, height, width = shapes[0]
-    if any(shape[1:] != (height, width) for shape in shapes):
+    if any(shape[1:] != (height, width) for shape in shapes) and not isinstance(section, ScaleChannels):
         sizes = ", ".join(f"{shape[2]}x{shape[1]}" for shape in shapes)
         raise ValueError(f"layer {index} [{section.kind}] joins layers of {sizes}, expected one size")
     parameters = flops = 0
@@ -109,9 +133,33 @@ def _layer(index: int, section: Section, sources: tuple[int, ...], shapes: list[
             flops = channels * height * width * (len(sources) - 1) * (2 if parameters else 1)
         case Upsample(stride=stride):
             height, width = height * stride, width * stride
+        case Avgpool():
+            height = width = 1
+        case ScaleChannels() | Sam():
+            channels, height, width = _scaled_shape(section, *shapes)
+        case Reorg() | Reorg3d():
+            channels, height, width = _reorganised_shape(section, shapes[0])
+        case Implicit(filters=filters, atoms=atoms):
+            (channels, height, width), parameters = (filters, atoms, 1), filters * atoms
     if min(height, width) < 1:
         raise ValueError(f"layer {index} [{section.kind}] has {width}x{height} outputs: the network is too small")
     return Layer(index, section, sources, shapes[0], (channels, height, width), parameters, flops, ())
+
+
+def _scaled_shape(section: ScaleChannels | Sam, factors: Shape, scaled: Shape) -> Shape:
+    a_cell, a_channel = (1, *scaled[1:]), (scaled[0], 1, 1)
+    expected = scaled if isinstance(section, Sam) else a_cell if section.scale_wh else a_channel
+    if factors != expected:
+        found, wanted = ("{2} x {1} x {0}".format(*shape) for shape in (factors, expected))
+        raise ValueError(f"[{section.kind}] has {found} factors, expected {wanted}")
+    return scaled
+
+
+def _reorganised_shape(section: Reorg | Reorg3d, shape: Shape) -> Shape:
+    (channels, height, width), stride = shape, section.stride
+    if stride < 1 or height % stride or width % stride or (isinstance(section, Reorg) and channels % stride**2):
+        raise ValueError(f"[{section.kind}] stride={stride} does not divide {width} x {height} x {channels}")
+    return channels * stride**2, height // stride, width // stride
 
 
 def convolution_padding(section: Convolutional) -> int:

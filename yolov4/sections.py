@@ -1,6 +1,7 @@
 """What a network is made of: typed sections with Darknet's keys and defaults.
 Source: the parse_* functions of Darknet's src/parser.c."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
@@ -8,6 +9,7 @@ from typing import Literal, NamedTuple
 Activation = Literal[
     "logistic", "linear", "leaky", "mish", "swish", "relu", "relu6", "elu", "selu", "gelu", "tanh", "hard_mish"
 ]  # fmt: skip
+GateActivation = Literal["logistic", "linear", "leaky", "relu", "relu6", "tanh"]
 IouKind = Literal["iou", "giou", "diou", "ciou"]
 Anchors = tuple[tuple[float, float], ...]
 
@@ -20,7 +22,12 @@ class Section:
 
     @property
     def kind(self) -> str:
-        return type(self).__name__.lower()
+        return kind_name(type(self))
+
+
+def kind_name(section: type[Section]) -> str:
+    """ScaleChannels -> scale_channels"""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", "_", section.__name__).lower()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +65,12 @@ class Net(Section):
     final_fraction: float = 0.01  # of policy=onecycle, which Darknet does not have
     resize_step: int = 32
     ema_alpha: float = 0.0
+    adversarial_lr: float = 0.0  # self-adversarial training: how far an image moves at the end of training
 
 
 @dataclass(frozen=True, kw_only=True)
 class Convolutional(Section):
-    batch_normalize: bool = False
+    batch_normalize: Literal[0, 1, 2] = 0  # 2: over the mini-batches of one batch; `cbn=1` is read as 2
     filters: int = 1
     size: int = 1
     groups: int = 1
@@ -72,6 +80,9 @@ class Convolutional(Section):
     padding: int = 0
     activation: Activation = "logistic"
     stopbackward: int = 0  # no gradient for this layer and all before it in the first iterations
+    train_only_bn: bool = False  # this layer and all before it keep their weights, rolling averages aside
+    dontload: bool = False  # a .weights file does not hold this layer
+    dontloadscales: bool = False  # nor its scales and rolling averages
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,6 +115,45 @@ class Upsample(Section):
 @dataclass(frozen=True, kw_only=True)
 class Dropout(Section):
     probability: float = 0.2
+    dropblock: bool = False  # one block a channel, of a size and probability that grow over training
+    dropblock_size_rel: float = 0.0  # of the layer's width and height
+    dropblock_size_abs: int = 0  # cells; 7 where neither is given
+
+
+@dataclass(frozen=True, kw_only=True)
+class Avgpool(Section):
+    pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleChannels(Section):
+    from_: int  # the layer that the previous one scales
+    scale_wh: bool = False  # a factor a cell; else a factor a channel
+    activation: GateActivation = "linear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sam(Section):
+    from_: int
+    activation: GateActivation = "linear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reorg(Section):
+    stride: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reorg3d(Section):
+    stride: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Implicit(Section):
+    filters: int = 128
+    atoms: int = 1
+    mean: float = 0.0
+    std: float = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,11 +9,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from yolov4.adversarial import attack_loss, attack_rate, moved
 from yolov4.distributed import Processes, rolling_averages
+from yolov4.layers import Add, Implicit
 from yolov4.loss import DarknetLoss, HeadTerms
 from yolov4.model import Darknet
 from yolov4.schedule import learning_rate
 from yolov4.sections import Convolutional, Net
+from yolov4.staged import growth, set_stage
 
 AMP_TYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -41,8 +44,10 @@ class Updater:
         self.model, self.net, self.processes = model, net, processes
         self.device = next(model.parameters()).device
         self.loss = DarknetLoss(model.heads, net)
-        decayed = [p for p in model.parameters() if p.dim() > 1]
-        others = [p for p in model.parameters() if p.dim() <= 1]
+        for layer in model.layers[: self._kept() + 1]:
+            layer.requires_grad_(False)
+        decayed = [p for p in model.parameters() if p.dim() > 1 and p.requires_grad]
+        others = [p for p in model.parameters() if p.dim() <= 1 and p.requires_grad]
         groups = [{"params": decayed, "weight_decay": net.decay}, {"params": others, "weight_decay": 0.0}]
         self.optimiser = torch.optim.SGD(groups, lr=net.learning_rate, momentum=net.momentum)
         for parameter in model.parameters():
@@ -59,8 +64,10 @@ class Updater:
         before = {k: v.clone() for k, v in rolling_averages(self.model).items()} if self.processes.world > 1 else {}
         self.optimiser.zero_grad(set_to_none=False)
         rate, reports, files = learning_rate(iteration, self.net), [], []
-        for _, (images, targets, names) in zip(range(self.mini_batches), batches, strict=False):
-            terms = self._backward(images, targets)
+        grown, attack = growth(iteration, self.net.max_batches), attack_rate(iteration, self.net)
+        for number, (images, targets, names) in zip(range(self.mini_batches), batches, strict=False):
+            set_stage(self.model, grown, number)
+            terms = self._backward(images, targets, attack)
             reports.append(torch.stack([terms.total.detach(), *(term for head in terms.heads for term in head)]))
             files.append(names)
         losses, heads = self._report(iteration, rate, torch.stack(reports), files)
@@ -72,14 +79,35 @@ class Updater:
         self.processes.join_rolling(self.model, before, self.mini_batches)
         return Update(losses, rate, heads)
 
-    def _backward(self, images: Tensor, targets: Tensor):
+    def _backward(self, images: Tensor, targets: Tensor, attack: float):
         images = images.to(self.device, non_blocking=True).float().div_(255)
         images = images.to(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
-            logits = self.model(images)
-        terms = self.loss(logits, targets.to(self.device, non_blocking=True))
+        if attack and torch.rand(()) < 0.5:
+            images = self._attacked(images, attack)
+        terms = self.loss(self._logits(images), targets.to(self.device, non_blocking=True))
         self.scaler.scale(terms.total / (self.mini_batches * self.processes.world)).backward()
         return terms
+
+    def _logits(self, images: Tensor) -> list[Tensor]:
+        with torch.autocast(self.device.type, dtype=self.amp, enabled=self.amp is not None):
+            return self.model(images)
+
+    def _attacked(self, images: Tensor, rate: float) -> Tensor:
+        """The images after one backward pass of the attack, in which batch normalisation only looks up.
+
+        Darknet forgets to spare biases without batch normalisation and the weights of shortcuts in that pass.
+        """
+        images = images.detach().requires_grad_()
+        normalisations = [module for module in self.model.modules() if isinstance(module, nn.BatchNorm2d)]
+        for module in normalisations:
+            module.eval()
+        parts = self.mini_batches * self.processes.world
+        loss = attack_loss(self._logits(images), self.model.heads) / parts
+        touched = [p for module in self.model.modules() for p in _touched_by_attacks(module) if p.requires_grad]
+        self.scaler.scale(loss).backward(inputs=[images, *touched])
+        for module in normalisations:
+            module.train()
+        return moved(images.detach(), images.grad, rate * len(images) * parts / self.scaler.get_scale())
 
     def _report(self, iteration: int, rate: float, reports: Tensor, files: list) -> tuple[float, list[HeadTerms]]:
         """reports (mini-batches, 1 + heads * terms): the only place where the host waits for the device."""
@@ -109,6 +137,17 @@ class Updater:
             and (layer.section.stopbackward == 1 or layer.section.stopbackward > iteration - 1)
         ]
         return max(stops, default=-1)
+
+    def _kept(self) -> int:
+        """The last layer with train_only_bn: up to there Darknet updates nothing but rolling averages."""
+        return max(
+            (layer.index for layer in self.model.plan if getattr(layer.section, "train_only_bn", False)), default=-1
+        )
+
+
+def _touched_by_attacks(module: nn.Module) -> list[nn.Parameter]:
+    parameter = module.weight if isinstance(module, Add | Implicit) else getattr(module, "bias", None)
+    return [] if parameter is None or isinstance(module, nn.BatchNorm2d) else [parameter]
 
 
 class Ema:

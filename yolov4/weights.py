@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from yolov4.files import replacing
-from yolov4.layers import Add
+from yolov4.layers import Add, Implicit
 from yolov4.model import Darknet
 
 VERSION = (0, 2, 5)  # what Darknet writes
@@ -38,6 +38,10 @@ def load_weights(model: Darknet, path: str | Path) -> LoadedWeights:
     version, seen, header = _read_header(path)
     size = path.stat().st_size - header
     groups = _parameter_groups(model)
+    skipped = set()
+    if size != 4 * sum(t.numel() for _, tensors in groups for t in tensors):
+        everything, groups = groups, _loaded_groups(model, groups)
+        skipped = {index for index, _ in everything} - {index for index, _ in groups}
     ends = np.cumsum([0] + [sum(t.numel() for t in tensors) for _, tensors in groups])
     floats = size // 4
     if size % 4 or floats not in ends[1:]:
@@ -51,7 +55,7 @@ def load_weights(model: Darknet, path: str | Path) -> LoadedWeights:
             start += tensor.numel()
     model.weights_version, model.seen = version, seen
     layers = len(model.plan) if loaded == len(groups) else groups[loaded - 1][0] + 1
-    return LoadedWeights(seen, version, layers, len(model.plan))
+    return LoadedWeights(seen, version, layers - sum(index < layers for index in skipped), len(model.plan))
 
 
 def save_weights(model: Darknet, path: str | Path, seen: int | None = None, upto: int | None = None) -> None:
@@ -77,7 +81,7 @@ def _parameter_groups(model: Darknet) -> list[tuple[int, list[Tensor]]]:
     """(index of the layer, its tensors in the order of the file) of every layer that has any"""
     groups: list[tuple[int, list[Tensor]]] = []
     for index, module in enumerate(model.layers):
-        if isinstance(module, Add) and module.weight is not None:
+        if isinstance(module, Add | Implicit) and module.weight is not None:
             groups.append((index, [module.weight]))
         elif isinstance(module, nn.Sequential):
             convolution, normalisation = module[0], module[1]
@@ -89,6 +93,16 @@ def _parameter_groups(model: Darknet) -> list[tuple[int, list[Tensor]]]:
             else:
                 groups.append((index, [convolution.bias, convolution.weight]))
     return groups
+
+
+def _loaded_groups(model: Darknet, groups: list[tuple[int, list[Tensor]]]) -> list[tuple[int, list[Tensor]]]:
+    """What a file holds by the cfg's dontload and dontloadscales; one that training wrote is complete all the same."""
+    sections, kept = model.sections, []
+    for index, tensors in groups:
+        if not getattr(sections[index], "dontload", False):
+            short = len(tensors) == 5 and sections[index].dontloadscales
+            kept.append((index, [tensors[0], tensors[4]] if short else tensors))
+    return kept
 
 
 def _read_header(path: Path) -> tuple[tuple[int, int, int], int, int]:

@@ -1,0 +1,53 @@
+"""Self-adversarial training: what an image has to become for the network to lose its objects in it.
+Source: YOLOv4, section 3.3; Darknet's src/yolo_layer.c (process_batch, adversarial), network_kernels.cu."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from yolov4.decoding import decode, head_outputs
+from yolov4.loss import Deltas, average_boxes, of_logits, pulled
+from yolov4.sections import Head, Net
+
+FOUND = 0.25  # objectness * probability above which the network sees an object
+
+
+def attack_loss(logits: Sequence[Tensor], heads: Sequence[Head]) -> Tensor:
+    """A scalar of which only the gradient counts: minus the deltas of the attack, over the images."""
+    with torch.autocast(logits[0].device.type, enabled=False):
+        return pulled(logits, [attack_deltas(*each) for each in zip(logits, heads, strict=True)])
+
+
+@torch.no_grad()
+def attack_deltas(logits: Tensor, head: Head) -> Tensor:
+    """Darknet's delta of one head in adversarial mode, shaped as its logits (B, A * (5 + C), h, w).
+
+    Large predictions count more.  Where the network sees an object, its classes go to 0, all others to 1 and the
+    box's values to 0; everywhere objectness goes to 0.  There are no truths.
+    """
+    decoded, held = decode(logits, head), head_outputs(logits, head)
+    scale = decoded.boxes[..., 2:].prod(-1, keepdim=True).sqrt()  # (B, A, h, w, 1), relative
+    scores = decoded.objectness[..., None] * decoded.classes
+    seen = scores > FOUND
+    some = seen.any(-1, keepdim=True)
+    target = torch.where(seen, 0.0, torch.where(some & (scores < FOUND), 1.0, decoded.classes))
+    deltas = Deltas(
+        boxes=-scale * held[..., :4] * some,
+        objectness=-scale[..., 0] * head.obj_normalizer * decoded.objectness,
+        classes=scale * (target - decoded.classes),
+    )
+    if head.iou_thresh < 1:
+        average_boxes(deltas)
+    return of_logits(deltas, logits, head)
+
+
+def attack_rate(iteration: int, net: Net) -> float:
+    """How far the deltas move an image in an iteration counted from 1; 0 up to burn_in."""
+    done = iteration - 1  # what Darknet counts
+    return net.adversarial_lr * done / net.max_batches if done > net.burn_in else 0.0
+
+
+def moved(images: Tensor, gradient: Tensor | None, rate: float) -> Tensor:
+    """images (B, 3, H, W) in 0..1 against the gradient of the summed deltas; unchanged where none arrives."""
+    return images if gradient is None else images.sub(gradient.nan_to_num(0, 0, 0), alpha=rate).clamp(0, 1)
