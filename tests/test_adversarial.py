@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from conftest import settled
 from test_updates import batches, network, updater
 
 from yolov4 import Darknet, decode
@@ -75,7 +76,7 @@ def test_attacks_begin_after_burn_in_and_grow():
 
 def attacking(monkeypatch, **options):
     monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.zeros(()))  # every draw attacks
-    return updater(network(net="adversarial_lr=0.05", **options))
+    return updater(settled(network(net="adversarial_lr=0.05", **options)))
 
 
 def test_attack_moves_the_images_by_their_gradient_and_spares_the_weights(monkeypatch):

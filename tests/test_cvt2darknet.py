@@ -8,7 +8,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED
+from conftest import SHARED, settled
 
 import cvt2darknet
 from yolov4 import Darknet, decode
@@ -39,7 +39,7 @@ def cvt(monkeypatch, capsys):
 def run(tmp_path):
     """A run of the small network as train.py leaves it, with settled rolling averages and an average of weights."""
     network = build("shapes")
-    model = Darknet(network, torch.Generator().manual_seed(0))
+    model = settled(Darknet(network, torch.Generator().manual_seed(0)))
     model(torch.rand(2, 3, network.net.height, network.net.width))
     state = {
         "cfg": format_cfg(*network[:2]), "names": ["circle", "square", "triangle"], "model": model.state_dict(),

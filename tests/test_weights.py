@@ -103,7 +103,7 @@ def test_dontloadscales_leaves_scales_and_rolling_averages(tmp_path):
     load_weights(model, write(tmp_path / "x.weights", range(1, 33)))
     convolution, normalisation, _ = model.layers[0]
     assert normalisation.bias.tolist() == [1, 2] and normalisation.weight.tolist() == [1, 1]
-    assert normalisation.running_mean.tolist() == [0, 0] and normalisation.running_var.tolist() == [1, 1]
+    assert normalisation.running_mean.tolist() == [0, 0] and normalisation.running_var.tolist() == [0, 0]
     assert convolution.weight.flatten(1).tolist() == [[3, 4, 5], [6, 7, 8]]
     assert model.layers[2].weight.tolist() == [[29, 30], [31, 32]]
 

@@ -69,13 +69,15 @@ class Darknet(nn.Module):
         return self
 
     def reset_parameters(self, generator: torch.Generator | None = None) -> None:
-        """Fresh weights as Darknet draws them: uniform in +-sqrt(2 / fan_in), biases 0, scales 1."""
+        """Fresh weights as Darknet has them: uniform in +-sqrt(2 / fan_in); scales 1; biases, rolling averages 0."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 bound = (2 / module.weight[0].numel()) ** 0.5
                 nn.init.uniform_(module.weight, -bound, bound, generator=generator)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
+            elif isinstance(module, nn.BatchNorm2d):
+                nn.init.zeros_(module.running_var)
             elif isinstance(module, Implicit):
                 module.reset_parameters(generator)
 
