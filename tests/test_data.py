@@ -203,7 +203,7 @@ def test_collate():
         return torch.zeros(3, 4, 6, dtype=torch.uint8), torch.rand(rows, 5), [f"{rows}.jpg"]
 
     samples = [sample(2), sample(0), sample(1)]
-    images, targets, files = batching.collate(samples)
+    images, targets, files, _ = batching.collate(samples)
     assert images.shape == (3, 3, 4, 6) and images.dtype == torch.uint8
     assert targets.shape == (3, 6) and targets.dtype == torch.float32 and targets[:, 0].tolist() == [0, 0, 2]
     assert torch.equal(targets[:2, 1:], samples[0][1]) and files == [["2.jpg"], ["0.jpg"], ["1.jpg"]]
