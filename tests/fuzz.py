@@ -85,7 +85,9 @@ def main() -> None:
     counts, bugs = fuzz(arguments.cases, arguments.seed, arguments.kinds)
     for kind in arguments.kinds:
         print(f"{kind:12}", *(f"{counts[kind, outcome]:>7} {outcome}" for outcome in ("success", "refused", "BUG")))
-    print(f"{arguments.cases} cases in {time.perf_counter() - start:.0f} s, {len(bugs)} bugs, peak {peak() / 1e9:.2f} GB")
+    print(
+        f"{arguments.cases} cases in {time.perf_counter() - start:.0f} s, {len(bugs)} bugs, peak {peak() / 1e9:.2f} GB"
+    )
     print("\n".join(bugs[: arguments.shown]))
     sys.exit(bool(bugs))
 

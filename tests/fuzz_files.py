@@ -105,7 +105,9 @@ def names(rng: random.Random) -> bytes:
 
 
 def image_list(rng: random.Random) -> bytes:
-    return text_file(rng, "images/1.jpg\n/data/2 b.png\n./3.jpg\nC:\\x\\4.jpg\n" + rng.choice(("", ".\n", "/\n", "..\n")))
+    return text_file(
+        rng, "images/1.jpg\n/data/2 b.png\n./3.jpg\nC:\\x\\4.jpg\n" + rng.choice(("", ".\n", "/\n", "..\n"))
+    )
 
 
 def labels(rng: random.Random) -> bytes:
@@ -147,6 +149,7 @@ def coco(rng: random.Random) -> bytes:
 
 def png(width: int, height: int, depth: int = 8, colour: int = 2) -> bytes:
     """A PNG whose head says more than it holds."""
+
     def chunk(name: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
 

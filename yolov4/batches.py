@@ -21,7 +21,6 @@ Size = tuple[int, int]  # width, height
 TRIES = 20  # images drawn for one place in a sample before it stays empty
 
 
-
 class Sample(NamedTuple):
     """An augmented picture.  In a mini-batch, `collate` has joined them."""
 

@@ -75,7 +75,9 @@ def parse_cfg(text: str, name: str = "cfg") -> Network:
         elif line:
             raise ValueError(f"{name}:{number}: found {line[:40]!r}, expected [section] or key=value")
     if not found or found[0][0] not in ("net", "network"):
-        raise ValueError(f"{name}: starts with [{found[0][0][:40] if found else ''}], expected [net]: not a Darknet .cfg")
+        raise ValueError(
+            f"{name}: starts with [{found[0][0][:40] if found else ''}], expected [net]: not a Darknet .cfg"
+        )
     net, *sections = (_section(*each, name) for each in [("net", *found[0][1:]), *found[1:]])
     if net.policy == "steps" and len(net.steps) != len(net.scales):
         line = net.lines.get("steps", net.lines[""])

@@ -14,6 +14,7 @@ from yolov4.model import Darknet
 from yolov4.runs import is_checkpoint
 from yolov4.weights import VERSION, load_weights
 
+PREVIOUS = "previous.pt"  # the checkpoint before last.pt, in the same folder
 Weights = (dict, OrderedDict)
 KEYS = {"cfg": str, "names": list, "model": Weights, "ema": (*Weights, type(None)), "iteration": int, "seen": int}
 
@@ -43,6 +44,19 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
         if not isinstance(state[key], kind) or not named:
             raise ValueError(f"{path}: {key} is no value of a checkpoint of this project, expected one by train.py")
     return state
+
+
+def last_checkpoint(folder: Path) -> dict[str, Any]:
+    """Of folder/last.pt.  Raises ValueError as `load_checkpoint`; it offers the previous one where that is whole."""
+    try:
+        return load_checkpoint(folder / "last.pt")
+    except ValueError as error:
+        try:
+            iteration = load_checkpoint(folder / PREVIOUS)["iteration"]
+        except (ValueError, OSError):
+            raise error from None
+        offer = f"{folder / PREVIOUS} is whole, of iteration {iteration}: rename it to last.pt to go on from there"
+        raise ValueError(f"{error}; {offer}") from None
 
 
 def _check_archive(path: str | Path) -> None:

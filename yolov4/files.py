@@ -30,7 +30,9 @@ def replacing(path: str | Path, keep: str | Path | None = None) -> Iterator[Path
         _sync_folder(path.parent)
     except OSError as error:
         reason = error.strerror or error
-        raise OSError(error.errno, f"could not be written ({reason}); what was there before is kept", str(path)) from None
+        raise OSError(
+            error.errno, f"could not be written ({reason}); what was there before is kept", str(path)
+        ) from None
     finally:
         with contextlib.suppress(OSError):  # a folder that became read-only has its own error already
             beside.unlink(missing_ok=True)

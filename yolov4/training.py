@@ -14,7 +14,7 @@ from tqdm import tqdm
 from yolov4 import datareport
 from yolov4.batches import training_batches
 from yolov4.cfg import format_cfg, parse_cfg, read_cfg, read_names
-from yolov4.checkpoint import load_checkpoint
+from yolov4.checkpoint import last_checkpoint
 from yolov4.data import inspect, read_image_list
 from yolov4.distributed import Processes, local_rank
 from yolov4.evaluation import collect
@@ -39,7 +39,7 @@ class Training:
         self.processes = Processes(self.device)
         self.settings, self.folder = settings, folder
         self.say = say if self.processes.first else lambda line: None
-        checkpoint = load_checkpoint(folder / "last.pt") if resume else None
+        checkpoint = last_checkpoint(folder) if resume else None
         paths = read_image_list(settings.train)
         if checkpoint:
             self.network = parse_cfg(checkpoint["cfg"], str(folder / "last.pt"))
@@ -168,6 +168,8 @@ class Training:
         self.files.save(self.model, state, self.ema.model)
 
     def _restore(self, checkpoint: dict) -> Progress:
+        if missing := {"optimiser", "scaler", *Progress.__dataclass_fields__} - checkpoint.keys():
+            raise ValueError(f"{self.folder}/last.pt: has no {min(missing)}, expected a checkpoint of train.py, whole")
         self.model.load_state_dict(checkpoint["model"])
         self.updater.optimiser.load_state_dict(checkpoint["optimiser"])
         self.updater.scaler.load_state_dict(checkpoint["scaler"])
