@@ -14,8 +14,8 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
-import fuzz_files
-import fuzz_readers
+import fuzz_files  # noqa: E402
+import fuzz_readers  # noqa: E402
 
 SLOWEST, MEMORY = 5.0, 1.5e9  # seconds of a case; bytes of the process above what it had at the start
 

@@ -16,10 +16,10 @@ import numpy as np
 import torch
 from fuzz_readers import ROOT, TINY, saved
 
-NUMBERS = ["0", "-1", "1", "2", "3", "7", "32", "255", "1000000000", "-1000000000", "1e9", "nan", "inf", "-inf", "1e400",
-           "9" * 400, "0.5", "1e-30", "", " ", "x", "0x10", "1,2,3", "1_0", "\u0663", "0 " * 99]  # fmt: skip
-TOKENS = ["\0", "\n", "\r", "\x85", "\u2028", "[", "]", "=", "#", ";", ",", "/", "..", "\\", "{", "}", "<", ">", "&", '"',
-          "[net]", "[yolo]", "[route]", "a" * 5000, "[" * 3000, "\ufeff", "\ud7ff"]  # fmt: skip
+NUMBERS = ["0", "-1", "1", "2", "3", "7", "32", "255", "1000000000", "-1000000000", "1e9", "nan", "inf", "-inf",
+           "1e400", "9" * 400, "0.5", "1e-30", "", " ", "x", "0x10", "1,2,3", "1_0", "\u0663", "0 " * 99]  # fmt: skip
+TOKENS = ["\0", "\n", "\r", "\x85", "\u2028", "[", "]", "=", "#", ";", ",", "/", "..", "\\", "{", "}", "<", ">", "&",
+          '"', "[net]", "[yolo]", "[route]", "a" * 5000, "[" * 3000, "\ufeff", "\ud7ff"]  # fmt: skip
 
 
 def mutated(rng: random.Random, content: bytes) -> bytes:
@@ -117,7 +117,8 @@ def labels(rng: random.Random) -> bytes:
 
 
 def xml(rng: random.Random) -> bytes:
-    box = "".join(f"<{key}>{value}</{key}>" for key, value in zip(("xmin", "ymin", "xmax", "ymax"), (3, 4, 50, 60)))
+    edges = {"xmin": 3, "ymin": 4, "xmax": 50, "ymax": 60}
+    box = "".join(f"<{key}>{value}</{key}>" for key, value in edges.items())
     item = f"<object><name>cat</name><difficult>0</difficult><bndbox>{box}</bndbox></object>"
     text = f"<annotation><size><width>100</width><height>80</height></size>{item * rng.choice((1, 3))}</annotation>"
     entities = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 12))
@@ -179,7 +180,8 @@ def images() -> list[bytes]:
         picture.save(buffer, **options)
         encoded.append(buffer.getvalue())
     return [*encoded, b"", b"GIF89a", b"\x76\x2f\x31\x01" + bytes(99), png(60000, 60000), png(16000, 16000),
-            png(1 << 31, 1), png(0, 0), b"P6\n100000 100000\n255\n", b"P6\n-1 9\n255\n", b"BM" + b"\xff" * 60]  # fmt: skip
+            png(1 << 31, 1), png(0, 0), b"P6\n100000 100000\n255\n", b"P6\n-1 9\n255\n",
+            b"BM" + b"\xff" * 60]  # fmt: skip
 
 
 def image(rng: random.Random) -> bytes:

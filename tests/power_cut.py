@@ -15,13 +15,13 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
-import torch
-from fuzz_readers import tiny  # so that the children find everything imported
-from test_training import settings, write_cfg, write_pictures
+import torch  # noqa: E402
+from fuzz_readers import tiny  # noqa: E402
+from test_training import settings, write_cfg, write_pictures  # noqa: E402
 
-from yolov4 import datareport, runfolder
-from yolov4.checkpoint import load_checkpoint
-from yolov4.training import Training
+from yolov4 import datareport, runfolder  # noqa: E402
+from yolov4.checkpoint import load_checkpoint  # noqa: E402
+from yolov4.training import Training  # noqa: E402
 
 MOMENTS = ("fsync", "replace", "link", "open")  # what a child dies at, when it does not die by the clock
 

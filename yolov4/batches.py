@@ -4,6 +4,7 @@ Source: Darknet's src/data.c (load_data_detection) and src/detector.c (train_det
 import math
 import signal
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -82,7 +83,7 @@ def collate(samples: Sequence[Sample]) -> Sample:
     images, labels, files, faults = zip(*samples, strict=True)
     owners = torch.repeat_interleave(torch.arange(len(labels)), torch.tensor([len(rows) for rows in labels]))
     targets = torch.cat((owners[:, None].float(), torch.cat(labels)), 1)
-    return Sample(torch.stack(images), targets, list(files), sum(faults, []))
+    return Sample(torch.stack(images), targets, list(files), list(chain.from_iterable(faults)))
 
 
 def training_size(net: Net, head: Yolo, iteration: int, seed: int) -> Size:

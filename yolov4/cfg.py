@@ -4,6 +4,7 @@ Source: Darknet's src/parser.c and src/option_list.c."""
 import difflib
 import math
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
@@ -120,7 +121,7 @@ def read_names(path: str | Path) -> list[str]:
 def _section(kind: str, line: int, options: dict[str, tuple[str, int]], name: str) -> Section:
     if kind not in KINDS:
         raise ValueError(f"{name}:{line}: [{kind[:40]}] is not supported, expected one of {', '.join(KINDS)}")
-    hints = {key.rstrip("_"): hint for key, hint in get_type_hints(KINDS[kind]).items() if key != "lines"}
+    hints = _hints(kind)
     values, lines = {}, {"": line}
     for key, (value, number) in options.items():
         lines[key] = number
@@ -138,6 +139,11 @@ def _section(kind: str, line: int, options: dict[str, tuple[str, int]], name: st
         if key not in options:
             raise ValueError(f"{name}:{line}: [{kind}] has no {key}, expected one")
     return KINDS[kind](lines=lines, **values)
+
+
+@cache
+def _hints(kind: str) -> dict[str, type]:
+    return {key.rstrip("_"): hint for key, hint in get_type_hints(KINDS[kind]).items() if key != "lines"}
 
 
 def _value(text: str, hint: type):

@@ -20,10 +20,13 @@ KEYS = {"cfg": str, "names": list, "model": Weights, "ema": (*Weights, type(None
 
 
 def save_checkpoint(path: str | Path, state: dict[str, Any], keep: str | Path | None = None) -> None:
-    """keep: where the checkpoint before goes to.  state: cfg (text), names, model, ema (or None), iteration, seen, and what else training needs to go on; tensors
-    and plain values only, so that `torch.load(weights_only=True)` reads it."""
-    with replacing(path, keep) as beside, beside.open("wb") as file:  # torch names no reason for a full disk itself
-        torch.save(state, file)
+    """state: cfg (text), names, model, ema (or None), iteration, seen, and what else training needs to go on; tensors
+    and plain values only, so that `torch.load(weights_only=True)` reads it.  keep: where the file before goes to."""
+    with replacing(path, keep) as beside, beside.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # torch's own words for a full disk name neither disk nor file
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:

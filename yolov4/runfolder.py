@@ -92,7 +92,8 @@ class RunFolder:
         return self.evaluation and report.write(self.path / "report", *self.evaluation, self.names, run=self.path)
 
     def save(self, model: Darknet, state: dict, averaged: Darknet | None) -> None:
-        """last.pt (the one before becomes previous.pt), NAME_last.weights, NAME_ema.weights where there is an average, and the chart."""
+        """last.pt, NAME_last.weights, NAME_ema.weights where there is an average, and the chart.  A new
+        last.pt makes the one before previous.pt."""
         self.results.flush()
         save_weights(model, self.weights("last"), state["seen"])
         if averaged is not None:
