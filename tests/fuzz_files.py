@@ -5,6 +5,7 @@ import io
 import json
 import pickle
 import random
+import re
 import struct
 import zipfile
 import zlib
@@ -45,8 +46,6 @@ def mutated(rng: random.Random, content: bytes) -> bytes:
 
 def with_values(rng: random.Random, text: str, split: str) -> str:
     """Some numbers of a text, as `split` finds them, become other ones."""
-    import re
-
     share = rng.choice((0.01, 0.05, 0.3))
     return re.sub(split, lambda found: rng.choice(NUMBERS) if rng.random() < share else found[0], text)
 

@@ -15,9 +15,6 @@ Array, Size, Border = np.ndarray, tuple[int, int], tuple[int, int, int, int]
 Sample = tuple[Array, Array]  # image, labels
 
 
-MAX_PIXELS = 1 << 28  # of an image with the border that `letter_box` or `jitter` puts around it
-
-
 class CropParams(NamedTuple):
     """Pixels of the source cut off each side (negative adds a border), flip, hue shift, colour factors."""
 
@@ -169,8 +166,6 @@ def _cut_out(image, left, top, width, height):
     inside = image[y0 : max(y0, min(top + height, rows)), x0 : max(x0, min(left + width, columns))]
     if inside.shape[:2] == (height, width):
         return inside
-    if height * width > MAX_PIXELS:
-        raise ValueError(f"found {columns}x{rows} pixels, of which {width}x{height} are to be cut out, expected less")
     mean = cv2.mean(image)
     if inside.size == 0:
         return np.full((height, width, 3), np.rint(mean[:3]), np.uint8)

@@ -19,6 +19,7 @@ from yolov4.data import label_path, load_image, read_labels
 from yolov4.sections import Net, Yolo
 
 Size = tuple[int, int]  # width, height
+MAX_PIXELS = 1 << 28  # of an image with the border that is put around it
 TRIES = 20  # images drawn for one place in a sample before it stays empty
 
 
@@ -70,6 +71,9 @@ class TrainingSet(Dataset):
         image, labels = load_image(path), read_labels(label_path(path))
         image_size = image.shape[1::-1]
         params = augment.draw_crop(rng, self.net, self.head, image_size, size)
+        cut = image_size[0] - params.pleft - params.pright, image_size[1] - params.ptop - params.pbot
+        if cut[0] * cut[1] > MAX_PIXELS:  # letter_box makes a square of the longer side
+            raise ValueError(f"{path}: a crop of {cut[0]}x{cut[1]} pixels, expected at most {MAX_PIXELS:,}")
         blur, noise = augment.draw_effects(rng, self.net)
         if corner is not None and rng.random() < 0.5:
             params = augment.push_to_corner(params, corner)

@@ -30,11 +30,6 @@ PAIRS = (*YEARS, ("trainval", "test"), ("train", "test"), ("train", "val"))
 SUFFIXES = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp")
 
 
-def read_text(path):
-    """UTF-8, with or without its mark."""
-    return path.read_text(encoding="utf-8-sig", errors="replace")
-
-
 def find_sets(root, wanted=None):
     """The set files below `root`: {set name: (VOC folder, image names)}.
     wanted: set names, else those of SETS are taken.  ValueError if one is missing or there are none."""
@@ -48,7 +43,7 @@ def find_sets(root, wanted=None):
         for path in sorted((folder / "ImageSets" / "Main").glob("*.txt")):
             name = path.stem if single else f"{folder.name.removeprefix('VOC')}_{path.stem}"
             if (name in wanted) if wanted else (path.stem in SETS):
-                lines = read_text(path).splitlines()
+                lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
                 found[name] = folder, [line.split()[0] for line in lines if line.strip()]
     if missing := sorted(set(wanted or ()) - set(found)):
         raise ValueError(f"{root}: found no set {missing[0]} in ImageSets/Main, expected {missing[0]}.txt")
@@ -225,7 +220,8 @@ def main():
     try:
         names = arguments.names or Path(__file__).with_name("voc.names")
         if names != "auto":
-            names = [name.strip() for name in read_text(Path(names)).splitlines() if name.strip()]
+            names = Path(names).read_text(encoding="utf-8-sig", errors="replace").splitlines()
+            names = [name.strip() for name in names if name.strip()]
         result = convert(arguments.vocdevkit, arguments.out, arguments.sets, names, arguments.keep_difficult)
     except OSError as error:
         sys.exit(f"{error.filename}: {error.strerror} (--out DIR leaves the data as they are)")
