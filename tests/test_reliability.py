@@ -179,7 +179,7 @@ def test_bf16_stays_a_number_for_200_iterations(work):
 
 
 def test_a_long_thin_picture_in_a_letter_box_is_refused_before_it_allocates(tmp_path):
-    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((1, 20000, 3), np.uint8))
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((1, 90000, 3), np.uint8))
     network = parse_cfg(TINY.replace("mosaic=1", "letter_box=1"))
     sample = batching.TrainingSet([tmp_path / "a.png"], network.net, network.sections[-1], 0)[0, (32, 32)]
     assert len(sample.faults) == batching.TRIES and "pixels, expected at most" in sample.faults[0][1]
