@@ -163,7 +163,7 @@ def test_sample_depends_on_seed_and_index_only(paths, keys):
     forward = [training_set[index, (96, 64)] for index in range(12)]
     backward = [training_set[index, (96, 64)] for index in reversed(range(12))][::-1]
     assert all(map(same, forward, backward))
-    image, labels, files = forward[0]
+    image, labels, files, _ = forward[0]
     assert image.shape == (3, 64, 96) and image.dtype == torch.uint8 and image.is_contiguous()
     assert labels.shape[1] == 5 and labels.dtype == torch.float32 and set(files) <= set(map(str, paths))
     other = batching.TrainingSet(paths, net_of(**keys), head_of(), seed=4)
@@ -201,10 +201,10 @@ def test_images_are_drawn_uniformly_with_replacement(paths):
 
 def test_collate():
     def sample(rows):
-        return torch.zeros(3, 4, 6, dtype=torch.uint8), torch.rand(rows, 5), [f"{rows}.jpg"]
+        return torch.zeros(3, 4, 6, dtype=torch.uint8), torch.rand(rows, 5), [f"{rows}.jpg"], []
 
     samples = [sample(2), sample(0), sample(1)]
-    images, targets, files = batching.collate(samples)
+    images, targets, files, _ = batching.collate(samples)
     assert images.shape == (3, 3, 4, 6) and images.dtype == torch.uint8
     assert targets.shape == (3, 6) and targets.dtype == torch.float32 and targets[:, 0].tolist() == [0, 0, 2]
     assert torch.equal(targets[:2, 1:], samples[0][1]) and files == [["2.jpg"], ["0.jpg"], ["1.jpg"]]

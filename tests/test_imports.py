@@ -12,14 +12,14 @@ import yolov4
 # What a module may import of the package, bottom up: only what stands above it here.
 MAY_IMPORT = {
     # leaves: the standard library only
+    "files": [],
     "sections": [],
-    "cfg": ["sections"],
+    "cfg": ["sections", "files"],
     "plan": ["sections"],
     "blocks": ["sections"],
     "blueprint": ["sections", "cfg", "plan", "blocks"],
-    "files": [],
     "settings": ["sections"],
-    "runs": ["cfg"],
+    "runs": ["cfg", "files"],
     # network
     "staged": [],
     "layers": ["sections", "plan", "staged"],
@@ -37,11 +37,11 @@ MAY_IMPORT = {
     "curves": ["boxes", "metrics", "result"],
     # other protocols, on the records of one pass
     "voc": ["metrics", "result"],
-    "coco": ["result"],
+    "coco": ["files", "result"],
     "protocols": ["files", "result", "metrics", "voc", "coco"],
     # data
     "augment": [],
-    "data": [],
+    "data": ["files"],
     "batches": ["sections", "augment", "data"],
     "sources": ["data"],
     "anchors": ["sections", "cfg", "data"],
@@ -54,7 +54,7 @@ MAY_IMPORT = {
     "mistakes": ["result", "curves", "data", "plots"],
     "report": ["files", "result", "curves", "plots", "page", "figures", "mistakes"],
     # loops
-    "checkpoint": ["files", "runs", "model", "weights"],
+    "checkpoint": ["cfg", "files", "runs", "model", "weights"],
     "verify": ["decoding", "model", "weights"],
     "predict": ["cfg", "data", "decoding", "model", "checkpoint"],
     "evaluation": ["sections", "boxes", "decoding", "data", "metrics", "result", "model", "predict"],
@@ -69,7 +69,7 @@ MAY_IMPORT = {
         "updates", "progress", "runfolder", "datareport",
     ],
 }  # fmt: skip
-LEAVES = ("sections", "cfg", "plan", "blocks", "blueprint")
+LEAVES = ("files", "sections", "cfg", "plan", "blocks", "blueprint")
 MATHS = ("boxes", "decoding", "schedule", "assign", "loss", "adversarial", "metrics", "curves")
 MODULES = sorted(path for path in (ROOT / "yolov4").glob("*.py") if path.stem != "__init__")
 SCRIPTS = sorted(ROOT.glob("*.py"))

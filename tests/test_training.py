@@ -69,10 +69,14 @@ random={random}
 
 @pytest.fixture
 def work(tmp_path):
-    """A folder with 8 pictures of one bright square each, their labels, lists and names."""
+    return write_pictures(tmp_path)
+
+
+def write_pictures(tmp_path, count=8):
+    """A folder with pictures of one bright square each, their labels, lists and names."""
     generator = np.random.default_rng(0)
     paths = []
-    for number in range(8):
+    for number in range(count):
         image = generator.integers(0, 90, (40, 60, 3), dtype=np.uint8)
         left, top = generator.integers(2, 20, 2)
         image[top : top + 16, left : left + 20] = (60, 200, 250) if number % 2 else (250, 80, 60)
@@ -220,7 +224,17 @@ def test_a_run_leaves_what_it_should_and_learns(root, work):
     names = {path.name for path in (work / "runs/run").iterdir()}
     pictures = {f"train_batch{number}.jpg" for number in (1, 2, 3)}
     weights = {f"run_{kind}.weights" for kind in ("last", "best", "ema")}
-    others = {"run.cfg", "run.names", "settings.json", "results.csv", "chart.png", "last.pt", "data.png", "report"}
+    others = {
+        "run.cfg",
+        "run.names",
+        "settings.json",
+        "results.csv",
+        "chart.png",
+        "last.pt",
+        "previous.pt",
+        "data.png",
+        "report",
+    }
     assert names == others | weights | pictures
     rows = list(csv.DictReader((work / "runs/run/results.csv").open()))
     assert [row["iteration"] for row in rows if row["map"]] == ["100", "200", "300"]

@@ -4,7 +4,9 @@ Source: Darknet's src/data.c (load_data_detection) and src/detector.c (train_det
 import math
 import signal
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -17,11 +19,22 @@ from yolov4.data import label_path, load_image, read_labels
 from yolov4.sections import Net, Yolo
 
 Size = tuple[int, int]  # width, height
-Sample = tuple[Tensor, Tensor, list[str]]
+MAX_PIXELS = 1 << 28  # of an image with the border that is put around it
+TRIES = 20  # images drawn for one place in a sample before it stays empty
+
+
+class Sample(NamedTuple):
+    """An augmented picture.  In a mini-batch, `collate` has joined them."""
+
+    image: Tensor  # uint8 (3, H, W) RGB; joined (B, 3, H, W)
+    labels: Tensor  # float32 (n, 5) class, cx, cy, w, h; joined (T, 6) with the image's index in front
+    files: list  # of the picture; joined a list for each picture
+    faults: list[tuple[str, str]]  # images that another took the place of, and why
 
 
 class TrainingSet(Dataset):
     """Augmented samples.  All that is random in sample i comes from (seed, i), whoever loads it, and when.
+    An image that cannot be read is replaced by the next that sample i draws.
     paths: images, drawn with replacement; net, head: Darknet's keys of [net] and the last [yolo]."""
 
     def __init__(self, paths: Sequence[str | Path], net: Net, head: Yolo, seed: int):
@@ -30,11 +43,12 @@ class TrainingSet(Dataset):
         self.paths, self.net, self.head, self.seed = [str(path) for path in paths], net, head, seed
 
     def __getitem__(self, key: tuple[int, Size]) -> Sample:
-        """key: (index, (width, height)).  Image uint8 (3, H, W) RGB, labels float32 (n, 5), image files."""
+        """key: (index, (width, height))"""
         index, size = key
         rng = np.random.default_rng((self.seed, index))
         count = 1 if rng.random() < 0.5 else 4 if self.net.mosaic else 2 if self.net.mixup else 1
-        parts = [self._part(rng, size, corner if count == 4 else None) for corner in range(count)]
+        faults: list[tuple[str, str]] = []
+        parts = [self._part(rng, size, corner if count == 4 else None, faults) for corner in range(count)]
         tiles, borders, files = zip(*parts, strict=True)
         if count == 4:
             cut = augment.draw_cut(rng, size)
@@ -42,13 +56,24 @@ class TrainingSet(Dataset):
         else:
             image, labels = augment.mixup(*tiles) if count == 2 else tiles[0]
         image = np.stack(cv2.split(image)[::-1])  # (3, H, W), RGB
-        return torch.from_numpy(image), torch.from_numpy(labels), list(files)
+        return Sample(torch.from_numpy(image), torch.from_numpy(labels), list(files), faults)
 
-    def _part(self, rng: np.random.Generator, size: Size, corner: int | None):
-        path = self.paths[rng.integers(len(self.paths))]
+    def _part(self, rng: np.random.Generator, size: Size, corner: int | None, faults: list):
+        for _ in range(TRIES):
+            path = self.paths[rng.integers(len(self.paths))]
+            try:
+                return self._augmented(rng, path, size, corner)
+            except (ValueError, OSError) as error:
+                faults.append((path, str(error)))
+        return (np.zeros((size[1], size[0], 3), np.uint8), np.zeros((0, 5), np.float32)), (0, 0, 0, 0), path
+
+    def _augmented(self, rng: np.random.Generator, path: str, size: Size, corner: int | None):
         image, labels = load_image(path), read_labels(label_path(path))
         image_size = image.shape[1::-1]
         params = augment.draw_crop(rng, self.net, self.head, image_size, size)
+        cut = image_size[0] - params.pleft - params.pright, image_size[1] - params.ptop - params.pbot
+        if cut[0] * cut[1] > MAX_PIXELS:  # letter_box makes a square of the longer side
+            raise ValueError(f"{path}: a crop of {cut[0]}x{cut[1]} pixels, expected at most {MAX_PIXELS:,}")
         blur, noise = augment.draw_effects(rng, self.net)
         if corner is not None and rng.random() < 0.5:
             params = augment.push_to_corner(params, corner)
@@ -57,11 +82,12 @@ class TrainingSet(Dataset):
         return (image, labels), augment.empty_border(params, image_size, size), path
 
 
-def collate(samples: Sequence[Sample]) -> tuple[Tensor, Tensor, list[list[str]]]:
-    """Images uint8 (B, 3, H, W), targets float32 (T, 6): image index, class, cx, cy, w, h, files."""
-    images, labels, files = zip(*samples, strict=True)
+def collate(samples: Sequence[Sample]) -> Sample:
+    """Samples of one size -> a mini-batch."""
+    images, labels, files, faults = zip(*samples, strict=True)
     owners = torch.repeat_interleave(torch.arange(len(labels)), torch.tensor([len(rows) for rows in labels]))
-    return torch.stack(images), torch.cat((owners[:, None].float(), torch.cat(labels)), 1), list(files)
+    targets = torch.cat((owners[:, None].float(), torch.cat(labels)), 1)
+    return Sample(torch.stack(images), targets, list(files), list(chain.from_iterable(faults)))
 
 
 def training_size(net: Net, head: Yolo, iteration: int, seed: int) -> Size:
@@ -107,7 +133,7 @@ def training_batches(
     paths: Sequence[str | Path], net: Net, head: Yolo, seed: int, start: int, end: int, workers: int,
     rank: int = 0, world: int = 1, pin_memory: bool = False,
 ) -> DataLoader:  # fmt: skip
-    """DataLoader of `collate`d mini-batches, iterations start..end-1, from `workers` processes (or 0)."""
+    """DataLoader of mini-batches as `collate` makes them, iterations start..end-1, from `workers` processes (or 0)."""
     options = {"num_workers": workers, "persistent_workers": workers > 0, "worker_init_fn": _start_worker}
     options |= {"batch_sampler": MiniBatches(net, head, seed, start, end, rank, world), "collate_fn": collate}
     return DataLoader(TrainingSet(paths, net, head, seed), pin_memory=pin_memory, **options)

@@ -2,11 +2,14 @@
 Source: Darknet's src/parser.c and src/option_list.c."""
 
 import difflib
+import math
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Literal, get_args, get_origin, get_type_hints
 
 from yolov4 import sections as known
+from yolov4.files import read_text
 from yolov4.sections import Anchors, Net, Network, Section, kind_name
 
 KINDS = {kind_name(c): c for c in (
@@ -48,6 +51,16 @@ REFUSED = {
         "dynamic_minibatch": "every update has batch images here: use subdivisions",
     },
 }
+MAX_NUMBER = 1e12  # no value of any key is larger, so that sums and products of them stay numbers
+# What a number may be, for keys whose other values would only fail later, or not at all.
+LIMITS = {
+    "batch": (1, 65536), "subdivisions": (1, 65536), "width": (0, 32768), "height": (0, 32768), "channels": (0, 1024),
+    "momentum": (0, 1), "decay": (0, 1), "saturation": (0, 100), "exposure": (0, 100), "hue": (0, 1), "blur": (0, 1001),
+    "gaussian_noise": (0, 127), "max_batches": (0, 1e9), "step": (1, 1e9), "resize_step": (1, 4096),
+    "sgdr_mult": (1, 100), "ema_alpha": (0, 1), "stride": (1, 4096), "groups": (1, 1 << 20), "dilation": (1, 256),
+    "probability": (0, 1), "classes": (1, 1 << 20), "num": (1, 1 << 16), "jitter": (0, 10), "resize": (0.01, 100),
+    "random": (0, 10), "max_delta": (0, MAX_NUMBER), "scale_x_y": (0.01, 100),
+}  # fmt: skip
 
 
 def parse_cfg(text: str, name: str = "cfg") -> Network:
@@ -64,7 +77,9 @@ def parse_cfg(text: str, name: str = "cfg") -> Network:
         elif line:
             raise ValueError(f"{name}:{number}: found {line[:40]!r}, expected [section] or key=value")
     if not found or found[0][0] not in ("net", "network"):
-        raise ValueError(f"{name}: starts with [{found[0][0] if found else ''}], expected [net]: not a Darknet .cfg")
+        raise ValueError(
+            f"{name}: starts with [{found[0][0][:40] if found else ''}], expected [net]: not a Darknet .cfg"
+        )
     net, *sections = (_section(*each, name) for each in [("net", *found[0][1:]), *found[1:]])
     if net.policy == "steps" and len(net.steps) != len(net.scales):
         line = net.lines.get("steps", net.lines[""])
@@ -74,10 +89,7 @@ def parse_cfg(text: str, name: str = "cfg") -> Network:
 
 def read_cfg(path: str | Path) -> Network:
     """Reads a .cfg file; see `parse_cfg`."""
-    try:
-        return parse_cfg(Path(path).read_text(encoding="utf-8"), str(path))
-    except UnicodeDecodeError:
-        raise ValueError(f"{path}: is not text, expected a Darknet .cfg") from None
+    return parse_cfg(read_text(path), str(path))
 
 
 def format_cfg(net: Net, sections: tuple[Section, ...]) -> str:
@@ -89,10 +101,10 @@ def read_data(path: str | Path) -> dict[str, str]:
     """Reads a .data file.  Paths in train, valid, difficult, names, backup are resolved against the file's folder
     where they exist there, as users move such folders; else they stay relative to the current one, as in Darknet."""
     path, options = Path(path), {}
-    for number, raw in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, raw in enumerate(read_text(path).splitlines(), 1):
         line = raw.split("#")[0].strip()
         if line and "=" not in line:
-            raise ValueError(f"{path}:{number}: found {line!r}, expected key = value")
+            raise ValueError(f"{path}:{number}: found {line[:40]!r}, expected key = value")
         if line:
             key, value = (part.strip() for part in line.split("=", 1))
             options[key] = value
@@ -104,13 +116,13 @@ def read_data(path: str | Path) -> dict[str, str]:
 
 def read_names(path: str | Path) -> list[str]:
     """Class names, one a line."""
-    return [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines() if line.strip()]
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
 def _section(kind: str, line: int, options: dict[str, tuple[str, int]], name: str) -> Section:
     if kind not in KINDS:
-        raise ValueError(f"{name}:{line}: [{kind}] is not supported, expected one of {', '.join(KINDS)}")
-    hints = {key.rstrip("_"): hint for key, hint in get_type_hints(KINDS[kind]).items() if key != "lines"}
+        raise ValueError(f"{name}:{line}: [{kind[:40]}] is not supported, expected one of {', '.join(KINDS)}")
+    hints = _hints(kind)
     values, lines = {}, {"": line}
     if kind == "convolutional" and "cbn" in options:  # another way to write batch_normalize=2
         cbn, number = options.pop("cbn")
@@ -119,20 +131,25 @@ def _section(kind: str, line: int, options: dict[str, tuple[str, int]], name: st
         lines[key] = number
         if key in hints:
             try:
-                values["from_" if key == "from" else key] = _value(value, hints[key])
+                values["from_" if key == "from" else key] = _checked(key, _value(value, hints[key]))
             except ValueError as error:
-                raise ValueError(f"{name}:{number}: [{kind}] {key}={value}, expected {error}") from None
+                raise ValueError(f"{name}:{number}: [{kind}] {key}={value[:60]}, expected {error}") from None
         elif value != "0" and key in REFUSED.get(kind, ()):
-            raise ValueError(f"{name}:{number}: [{kind}] {key}={value}, expected 0: {REFUSED[kind][key]}")
+            raise ValueError(f"{name}:{number}: [{kind}] {key}={value[:60]}, expected 0: {REFUSED[kind][key]}")
         elif key not in WITHOUT_EFFECT.get(kind, ()) and key not in REFUSED.get(kind, ()):
             close = difflib.get_close_matches(key, [*hints, *WITHOUT_EFFECT.get(kind, ())], 1)
             hint = f", did you mean {close[0]}?" if close else ""
-            raise ValueError(f"{name}:{number}: [{kind}] key {key} is not supported{hint}")
+            raise ValueError(f"{name}:{number}: [{kind}] key {key[:40]} is not supported{hint}")
     missing = [f.name.rstrip("_") for f in fields(KINDS[kind]) if f.name in ("layers", "from_", "anchors")]
     for key in missing:
         if key not in options:
             raise ValueError(f"{name}:{line}: [{kind}] has no {key}, expected one")
     return KINDS[kind](lines=lines, **values)
+
+
+@cache
+def _hints(kind: str) -> dict[str, type]:
+    return {key.rstrip("_"): hint for key, hint in get_type_hints(KINDS[kind]).items() if key != "lines"}
 
 
 def _value(text: str, hint: type):
@@ -154,9 +171,22 @@ def _value(text: str, hint: type):
             raise ValueError("0 or 1")
         return text == "1"
     try:
-        return hint(text)
+        value = hint(text)
     except ValueError:
+        value = math.nan
+    if not -MAX_NUMBER <= value <= MAX_NUMBER:
         raise ValueError("a whole number" if hint is int else "a number") from None
+    return value
+
+
+def _checked(key: str, value):
+    """The value, or a ValueError that says its range."""
+    low, high = LIMITS.get(key, (-MAX_NUMBER, MAX_NUMBER))
+    if key in LIMITS and not low <= value <= high:
+        raise ValueError(f"{low:g}..{high:g}")
+    if key == "anchors" and any(min(anchor) <= 0 for anchor in value):
+        raise ValueError("widths and heights above 0")
+    return value
 
 
 def _format_section(section: Section) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torchvision.ops import box_convert
 
+from yolov4.files import read_text
 from yolov4.result import Record, Settings
 
 FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -100,15 +101,19 @@ def json_truths(path: str | Path, records: Sequence[Record], names: Sequence[str
     Raises ValueError for a file that is none, for an image that it does not have, and where it has no class of names.
     """
     try:
-        dataset = json.loads(Path(path).read_text(encoding="utf-8"))
+        dataset = json.loads(read_text(path))
         known = {image["file_name"]: image["id"] for image in dataset["images"]}
         numbers = {category["name"]: category["id"] for category in dataset["categories"]}
-        for each in dataset["annotations"]:
+        for number, each in enumerate(dataset["annotations"], 1):
+            each["id"] = number  # the library takes a match with number 0 for none
             each.setdefault("area", each["bbox"][2] * each["bbox"][3])  # other tools leave these two out
             each.setdefault("iscrowd", 0)
-    except (ValueError, KeyError, TypeError) as error:
-        message = f"{path}: found no COCO JSON ({error!r}), expected images, annotations, categories"
-        raise ValueError(message) from error
+            _check_numbers([each["image_id"], each["category_id"], each["iscrowd"]], int)
+            _check_numbers([*each["bbox"], each["area"]], (int, float), 5)
+        _check_numbers([*known.values(), *numbers.values()], int)
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        found = f"{path}: found no COCO JSON ({str(error)[:80]})"
+        raise ValueError(f"{found}, expected images, annotations, categories") from None
     image_ids = [_find_image(path, known, record.path) for record in records]
     if len(set(image_ids)) < len(image_ids):
         raise ValueError(f"{path}: found images of it twice in the list, expected each once")
@@ -199,6 +204,12 @@ def _complete(annotations: list[dict]) -> list[dict]:
         {**each, "id": number, "area": each["bbox"][2] * each["bbox"][3], "iscrowd": 0}
         for number, each in enumerate(annotations, 1)
     ]
+
+
+def _check_numbers(values: list, kind: type | tuple[type, ...], count: int | None = None) -> None:
+    """What the library reads in C has to be numbers of a size that C has."""
+    if len(values) != (count or len(values)) or not all(isinstance(v, kind) and abs(v) < 1e15 for v in values):
+        raise ValueError(f"{str(values)[:40]} where numbers have to be")
 
 
 def _find_image(source: str | Path, known: dict[str, int], path: Path) -> int:

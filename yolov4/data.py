@@ -1,7 +1,6 @@
 """Lists, labels, images as files, and the report on them before training.
 Source: Darknet's src/data.c (get_paths, read_boxes), src/utils.c (replace_image_to_label)."""
 
-import math
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +9,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
+from yolov4.files import read_text
+
+MAX_CLASS, MAX_VALUE = 1 << 24, 1e9  # of a label: whole numbers, and areas, that float32 still holds
 NO_IMAGE, BAD_IMAGE = "images that do not exist", "files that are no image"
 NO_LABELS, BAD_BOX = "images without a label file", "boxes out of range"
 BAD_CLASS, TINY = "boxes of an unknown class", "boxes below one pixel of the network (not trained)"
@@ -30,10 +32,10 @@ def label_path(image_path: str | Path) -> Path:
 def read_image_list(path: str | Path) -> list[Path]:
     """Image paths of a list file, a line each; relative to the file's folder, else to the current one."""
     path = Path(path)
-    lines = path.read_text(encoding="utf-8-sig").replace("\\", "/").splitlines()
+    lines = read_text(path).replace("\\", "/").splitlines()
     images = [Path(line.strip()) for line in lines if line.strip()]
-    if not images:
-        raise ValueError(f"{path}: found no image path, expected one a line")
+    if not images or not all(image.name for image in images):
+        raise ValueError(f"{path}: found {'a folder' if images else 'no image path'}, expected an image path a line")
     beside = [path.parent / image for image in images]  # an absolute image stays as it is
     return [b if b.exists() or not a.exists() else a for a, b in zip(images, beside, strict=True)]
 
@@ -49,7 +51,10 @@ def load_image(path: str | Path) -> np.ndarray:
     """The picture, uint8 (H, W, 3) BGR, turned as its EXIF says.  ValueError if it cannot be read."""
     # cv2.imread fails on names beyond ASCII under Windows
     content = np.fromfile(path, np.uint8) if Path(path).is_file() else np.zeros(0, np.uint8)
-    image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
+    try:
+        image = cv2.imdecode(content, cv2.IMREAD_COLOR) if content.size else None
+    except cv2.error as error:  # too many pixels, a format that is switched off
+        raise ValueError(f"{path}: OpenCV cannot decode it ({error.err}), expected an image") from None
     if image is None:
         raise ValueError(f"{path}: found {content.size} bytes that OpenCV cannot decode, expected an image")
     return image
@@ -105,7 +110,7 @@ def inspect(
 
 
 def _label_rows(path: Path) -> Iterator[tuple[int, list[float]]]:
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig", errors="replace").splitlines(), 1):
+    for number, line in enumerate(read_text(path, "replace").splitlines(), 1):
         if not line.strip():
             continue
         try:
@@ -113,8 +118,8 @@ def _label_rows(path: Path) -> Iterator[tuple[int, list[float]]]:
             row = [int(class_id), *map(float, box)]
         except ValueError:
             row = []
-        if len(row) != 5 or row[0] < 0 or not all(map(math.isfinite, row)):
-            raise ValueError(f'{path}:{number}: found "{line.strip()}", expected "class cx cy w h"')
+        if len(row) != 5 or not 0 <= row[0] <= MAX_CLASS or not all(abs(value) <= MAX_VALUE for value in row[1:]):
+            raise ValueError(f'{path}:{number}: found "{line.strip()[:60]}", expected "class cx cy w h"')
         yield number, row
 
 

@@ -143,7 +143,8 @@ def _add_boxes(deltas: Deltas, decoded: Decoded, head: Head, positives: Positive
     anchors = boxes.new_tensor(head.anchors)[positives.places[1]] / (grid * head.stride)
     scale = head.iou_normalizer * class_multipliers(head, boxes)[positives.classes, None]
     if head.iou_loss == "mse":
-        delta = _mse_delta(boxes, truths, anchors, grid, head.new_coords) * scale
+        # the logarithm of a side of 0 pulls nowhere
+        delta = (_mse_delta(boxes, truths, anchors, grid, head.new_coords) * scale).nan_to_num(0, 0, 0)
     else:
         # a side that vanished counts as 1: Darknet's way around a division by 0
         sides = torch.where(boxes[:, 2:] == 0, 1.0, boxes[:, 2:])

@@ -25,6 +25,9 @@ from yolov4.sections import (
 Shape = tuple[int, int, int]  # channels, height, width
 
 IMAGE = -1  # the source that is no layer
+# What a network may ask for, checked before any of it is allocated: layers, floats of weights, values of a layer for
+# one image.  YOLOv4-P7, the largest known, has 290 million floats; YOLOv4 at 4096 x 4096 a layer of 540 million values.
+MAX_LAYERS, MAX_FLOATS, MAX_VALUES = 10_000, 1 << 30, 1 << 30
 
 
 class Layer(NamedTuple):
@@ -52,6 +55,8 @@ def plan_layers(network: Network) -> tuple[Layer, ...]:
         raise ValueError(f"{name}:{net.lines.get('', 0)}: [net] {size}, expected all above 0")
     if not sections:
         raise ValueError(f"{name}: has no layers, expected [convolutional] and the like after [net]")
+    if len(sections) > MAX_LAYERS:
+        raise ValueError(f"{name}: has {len(sections)} layers, expected at most {MAX_LAYERS}")
     layers: list[Layer] = []
     for index, section in enumerate(sections):
         try:
@@ -63,11 +68,13 @@ def plan_layers(network: Network) -> tuple[Layer, ...]:
         except ValueError as error:
             line = section.lines.get("", 0)
             raise error if str(error).startswith(f"{name}:") else ValueError(f"{name}:{line}: {error}") from None
+    if (floats := sum(layer.parameters for layer in layers)) > MAX_FLOATS:
+        raise ValueError(f"{name}: asks for {floats:,} floats of weights, expected at most {MAX_FLOATS:,}")
     last_reader = {source: layer.index for layer in layers for source in layer.sources}
-    return tuple(
-        layer._replace(frees=tuple(source for source, reader in last_reader.items() if reader == layer.index))
-        for layer in layers
-    )
+    frees: list[list[int]] = [[] for _ in layers]
+    for source, reader in last_reader.items():
+        frees[reader].append(source)
+    return tuple(layer._replace(frees=tuple(frees[layer.index])) for layer in layers)
 
 
 def find_heads(network: Network, layers: tuple[Layer, ...]) -> tuple[Head, ...]:
@@ -110,10 +117,11 @@ def _layer(index: int, section: Section, sources: tuple[int, ...], shapes: list[
     if any(shape[1:] != (height, width) for shape in shapes) and not isinstance(section, ScaleChannels):
         sizes = ", ".join(f"{shape[2]}x{shape[1]}" for shape in shapes)
         raise ValueError(f"layer {index} [{section.kind}] joins layers of {sizes}, expected one size")
+    _check_window(section, shapes[0])
     parameters = flops = 0
     match section:
         case Convolutional(groups=groups, filters=filters, size=size, stride=stride):
-            if groups < 1 or channels % groups or filters % groups:
+            if min(groups, filters) < 1 or channels % groups or filters % groups:
                 raise ValueError(f"groups={groups}, expected a divisor of {channels} channels and {filters} filters")
             pad = 2 * convolution_padding(section)
             height, width = (height + pad - size) // stride + 1, (width + pad - size) // stride + 1
@@ -125,7 +133,7 @@ def _layer(index: int, section: Section, sources: tuple[int, ...], shapes: list[
             height, width = (height + padding - size) // stride + 1, (width + padding - size) // stride + 1
             flops = size * size * channels * height * width
         case Route(groups=groups, group_id=group_id):
-            if any(shape[0] % groups for shape in shapes) or not 0 <= group_id < groups:
+            if groups < 1 or any(shape[0] % groups for shape in shapes) or not 0 <= group_id < groups:
                 raise ValueError(f"groups={groups} group_id={group_id} does not cut {channels} channels")
             channels = sum(shape[0] // groups for shape in shapes)
         case Shortcut(weights_type=weights_type):
@@ -141,9 +149,17 @@ def _layer(index: int, section: Section, sources: tuple[int, ...], shapes: list[
             channels, height, width = _reorganised_shape(section, shapes[0])
         case Implicit(filters=filters, atoms=atoms):
             (channels, height, width), parameters = (filters, atoms, 1), filters * atoms
+    shape = (channels, height, width)
+    _check_outputs(shape, f"layer {index} [{section.kind}]")
+    return Layer(index, section, sources, shapes[0], shape, parameters, flops, ())
+
+
+def _check_outputs(shape: Shape, where: str) -> None:
+    channels, height, width = shape
     if min(height, width) < 1:
-        raise ValueError(f"layer {index} [{section.kind}] has {width}x{height} outputs: the network is too small")
-    return Layer(index, section, sources, shapes[0], (channels, height, width), parameters, flops, ())
+        raise ValueError(f"{where} has {width}x{height} outputs: the network is too small")
+    if (values := channels * height * width) > MAX_VALUES:
+        raise ValueError(f"{where} has {values:,} values, expected at most {MAX_VALUES:,}")
 
 
 def _scaled_shape(section: ScaleChannels | Sam, factors: Shape, scaled: Shape) -> Shape:
@@ -172,6 +188,27 @@ def maxpool_window(section: Maxpool) -> tuple[int, int, int]:
     return size, section.stride, size - 1 if section.padding < 0 else section.padding
 
 
+def _check_window(section: Section, shape: tuple[int, int, int]) -> None:
+    """Whether the window of a convolution or a pooling can be put on its input."""
+    match section:
+        case Convolutional(size=size, stride=stride, dilation=dilation):
+            padding = convolution_padding(section)
+            if dilation > 1 and 2 * padding != size - 1:
+                raise ValueError(f"dilation={dilation} with size={size} and padding={padding}, expected pad=1 and odd")
+            room = padding * max(dilation, 1)
+        case Maxpool():
+            size, stride, both = maxpool_window(section)
+            padding = room = both
+        case Upsample(stride=stride):
+            size, padding, room = 1, 0, 0
+        case _:
+            return
+    if min(size, stride) < 1 or not 0 <= padding <= size:
+        raise ValueError(f"size={size} stride={stride} padding={padding}, expected 1.., 1.. and 0..size")
+    if (values := shape[0] * (shape[1] + 2 * room) * (shape[2] + 2 * room)) > MAX_VALUES:
+        raise ValueError(f"its padded input has {values:,} values, expected at most {MAX_VALUES:,}")
+
+
 def _check_head(yolo: Yolo, before: Section | None, channels: int, name: str) -> None:
     line = yolo.lines.get("", 0)
     bad = [m for m in yolo.mask if not 0 <= m < yolo.num]
@@ -189,6 +226,6 @@ def _check_head(yolo: Yolo, before: Section | None, channels: int, name: str) ->
             f"{len(yolo.mask) or yolo.num} anchors * ({yolo.classes} classes + 5); "
             "`python -m yolov4.blueprint yolov4 --classes N --out my.cfg` writes a cfg for N classes"
         )
-    if yolo.new_coords and getattr(before, "activation", "") != "logistic":
+    if yolo.new_coords and not (isinstance(before, Convolutional) and before.activation == "logistic"):
         at = before.lines.get("activation", before.lines.get("", 0)) if before else line
         raise ValueError(f"{name}:{at}: the layer before a [yolo] with new_coords=1 has to have activation=logistic")

@@ -83,6 +83,27 @@ class Timed:
         return seconds
 
 
+class Faults:
+    """Training images that could not be read any more: each is said once.  Raises ValueError where more than LIMIT of
+    `images`, the length of the list, are among them."""
+
+    LIMIT = 0.01
+
+    def __init__(self, images: int, say: Callable[[str], None]):
+        self.images, self.say, self.files = images, say, set()
+
+    def add(self, faults: Iterable[tuple[str, str]]) -> None:
+        """faults: image, why; another image has taken its place."""
+        for path, reason in faults:
+            if path in self.files:
+                continue
+            self.files.add(path)
+            self.say(f"{reason}; another image takes its place ({len(self.files)} of {self.images} so far)")
+        if len(self.files) > self.LIMIT * self.images:
+            found = f"{len(self.files)} of {self.images} images cannot be read any more, the last: {path}"
+            raise ValueError(f"{found}; expected at most {self.LIMIT:.0%}: is the disk still there?")
+
+
 @contextlib.contextmanager
 def stop_requests(say: Callable[[str], None]) -> Iterator[list[int]]:
     """A list that is filled when SIGINT (Ctrl-C) or SIGTERM asks to stop; a second one stops at once."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from yolov4 import plots, report
 from yolov4.cfg import format_cfg
-from yolov4.checkpoint import save_checkpoint
+from yolov4.checkpoint import PREVIOUS, save_checkpoint
 from yolov4.files import replacing
 from yolov4.model import Darknet
 from yolov4.result import Record, Result
@@ -48,10 +48,12 @@ class RunFolder:
             self.board = Board(path / "tensorboard", iteration)
         self.columns += [f"{term}_{head}" for head in heads for term in SHOWN_TERMS]
         rows = self.rows(iteration)
-        self.results = (path / "results.csv").open("w", newline="", encoding="utf-8")
+        with replacing(path / "results.csv") as beside, beside.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, self.columns)
+            writer.writeheader()
+            writer.writerows(rows)
+        self.results = (path / "results.csv").open("a", newline="", encoding="utf-8")
         self.writer = csv.DictWriter(self.results, self.columns)
-        self.writer.writeheader()
-        self.writer.writerows(rows)
 
     @property
     def checkpoint(self) -> Path:
@@ -89,12 +91,13 @@ class RunFolder:
         return self.evaluation and report.write(self.path / "report", *self.evaluation, self.names, run=self.path)
 
     def save(self, model: Darknet, state: dict, averaged: Darknet | None) -> None:
-        """last.pt, NAME_last.weights, NAME_ema.weights where there is an average, and the chart."""
+        """last.pt, NAME_last.weights, NAME_ema.weights where there is an average, and the chart.  A new
+        last.pt makes the one before previous.pt."""
         self.results.flush()
-        save_checkpoint(self.checkpoint, state)
         save_weights(model, self.weights("last"), state["seen"])
         if averaged is not None:
             save_weights(averaged, self.weights("ema"), state["seen"])
+        save_checkpoint(self.checkpoint, state, keep=self.path / PREVIOUS)  # last: where it is, the weights are too
         with replacing(self.path / "chart.png") as beside:
             plots.training_chart(self.path / "results.csv", beside, self.name)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from yolov4.cfg import read_data
+from yolov4.files import read_text
 
 COMMON_NAMES = ("coco.names", "obj.names")  # how users of Darknet call them
 
@@ -36,7 +37,7 @@ def one_line_errors(script: str) -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         named = isinstance(error, OSError) and error.filename and error.strerror
-        message = f"{error.filename}: {error.strerror}" if named else str(error)
+        message = f"{str(error.filename)[:300]}: {error.strerror}" if named else str(error)
         print(f"{script}: {message}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
@@ -94,9 +95,14 @@ def run_settings(run: Path) -> dict:
     """A run's settings.json."""
     path = run / "settings.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        settings = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: {error.msg}, expected JSON") from None
+    except RecursionError:
+        settings = None
+    if not isinstance(settings, dict):
+        raise ValueError(f"{path}: found no settings, expected those that train.py wrote")
+    return settings
 
 
 def validation_list(run: Path) -> Path:

@@ -14,13 +14,13 @@ from tqdm import tqdm
 from yolov4 import datareport
 from yolov4.batches import training_batches
 from yolov4.cfg import format_cfg, parse_cfg, read_cfg, read_names
-from yolov4.checkpoint import load_checkpoint
+from yolov4.checkpoint import last_checkpoint
 from yolov4.data import inspect, read_image_list
 from yolov4.distributed import Processes, local_rank
 from yolov4.evaluation import collect
 from yolov4.model import Darknet
 from yolov4.predict import choose_device
-from yolov4.progress import Progress, Timed, announce, darknet_log, stop_requests
+from yolov4.progress import Faults, Progress, Timed, announce, darknet_log, stop_requests
 from yolov4.runfolder import RunFolder
 from yolov4.settings import Settings, configured
 from yolov4.updates import Ema, Updater
@@ -39,7 +39,7 @@ class Training:
         self.processes = Processes(self.device)
         self.settings, self.folder = settings, folder
         self.say = say if self.processes.first else lambda line: None
-        checkpoint = load_checkpoint(folder / "last.pt") if resume else None
+        checkpoint = last_checkpoint(folder) if resume else None
         paths = read_image_list(settings.train)
         if checkpoint:
             self.network = parse_cfg(checkpoint["cfg"], str(folder / "last.pt"))
@@ -52,6 +52,7 @@ class Training:
             found = f"{len(self.names)} names, but {self.network.name} has {self.model.heads[-1].classes} classes"
             raise ValueError(f"{settings.names}: {found}, expected as many")
         self.paths = self._inspect(paths)
+        self.faults = Faults(len(self.paths), self.say)
         self.updater = Updater(self.model, self.net, self.processes, settings.amp)
         self.ema = Ema(self.model, self.net, settings.ema)
         self.progress = self._restore(checkpoint) if checkpoint else self._start()
@@ -78,7 +79,7 @@ class Training:
             total=self.net.max_batches, initial=self.progress.iteration, unit="it", dynamic_ncols=True,
             disable=None if self.processes.first else True,
         )  # fmt: skip
-        with contextlib.closing(self.files or bar), self._memory_advice(), stop_requests(self.say) as requested, bar:
+        with contextlib.closing(self.files or bar), self._advice(), stop_requests(self.say) as requested, bar:
             while self.progress.iteration < self.net.max_batches:
                 bar.set_postfix_str(self._iterate(timed))
                 bar.update()
@@ -124,7 +125,8 @@ class Training:
 
     def _pictured(self, iteration: int, batches: Iterator) -> Iterator:
         """Passes mini-batches on; the first of the first iterations are drawn."""
-        for number, (images, targets, files) in enumerate(batches):
+        for number, (images, targets, files, faults) in enumerate(batches):
+            self.faults.add(faults)
             if self.files and number == 0:
                 self.files.save_picture(iteration, images, targets)
             yield images, targets, files
@@ -166,6 +168,8 @@ class Training:
         self.files.save(self.model, state, self.ema.model)
 
     def _restore(self, checkpoint: dict) -> Progress:
+        if missing := {"optimiser", "scaler", *Progress.__dataclass_fields__} - checkpoint.keys():
+            raise ValueError(f"{self.folder}/last.pt: has no {min(missing)}, expected a checkpoint of train.py, whole")
         self.model.load_state_dict(checkpoint["model"])
         self.updater.optimiser.load_state_dict(checkpoint["optimiser"])
         self.updater.scaler.load_state_dict(checkpoint["scaler"])
@@ -200,11 +204,19 @@ class Training:
         return report.usable
 
     @contextlib.contextmanager
-    def _memory_advice(self) -> Iterator[None]:
+    def _advice(self) -> Iterator[None]:
+        """Turns what torch says of the machine into one sentence."""
         try:
             yield
         except torch.OutOfMemoryError:
             raise ValueError(
                 f"{self.device}: out of memory with {self.net.batch} images in {self.net.subdivisions} mini-batches of "
                 f"{self.net.width}x{self.net.height}, expected more --subdivisions (or a smaller network)"
+            ) from None
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise ValueError(
+                f"a process that prepares images died ({str(error).splitlines()[0]}) at iteration "
+                f"{self.progress.iteration + 1}, expected all {self.settings.workers} to live: is there enough memory?"
             ) from None

@@ -15,7 +15,7 @@ from torchvision.ops import box_convert
 from yolov4.metrics import average_precision, best_overlaps, first_finds, rank_by_class
 from yolov4.result import Record, Settings
 
-MIN_OVERLAP = 0.5
+MIN_OVERLAP, MAX_EDGE = 0.5, 1e9
 EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 
@@ -135,16 +135,26 @@ def read_annotation(path: Path) -> list[tuple[str, bool, list[float]]]:
     """Name, difficult, xmin, ymin, xmax, ymax (pixels from 1) of the objects in a VOC XML, in its order.
     Raises ValueError for what is none."""
     try:
-        return [
+        rows = [
             (
                 item.findtext("name").strip(),
                 int(item.findtext("difficult", "0")) == 1,
                 [float(item.find("bndbox").find(edge).text) for edge in EDGES],
             )
-            for item in ElementTree.parse(path).getroot().iter("object")
+            for item in ElementTree.parse(path, ElementTree.XMLParser(target=_Plain())).getroot().iter("object")
         ]
-    except (ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
+        if not all(abs(edge) < MAX_EDGE for _, _, edges in rows for edge in edges):  # of nan too
+            raise ValueError("an edge that is no pixel")
+    except (ElementTree.ParseError, AttributeError, TypeError, ValueError, LookupError) as error:
         raise ValueError(f"{path}: found no usable XML ({error}), expected objects with name and bndbox") from error
+    return rows
+
+
+class _Plain(ElementTree.TreeBuilder):
+    """Elements of XML that declares nothing: no entity can grow, or name a file."""
+
+    def doctype(self, *_) -> None:
+        raise ValueError("a DOCTYPE, which VOC's have not")
 
 
 def _known(rows: list[tuple[str, bool, list[float]]], indices: dict[str, int]) -> Truths:

@@ -47,6 +47,9 @@ def load_weights(model: Darknet, path: str | Path) -> LoadedWeights:
     if size % 4 or floats not in ends[1:]:
         raise ValueError(_misfit(model, path, size, ends, groups))
     values = torch.from_numpy(np.fromfile(path, "<f4", offset=header))
+    if not values.isfinite().all():
+        layer = groups[int(np.searchsorted(ends, int((~values.isfinite()).nonzero()[0]), side="right")) - 1][0]
+        raise ValueError(f"{path}: holds values in layer {layer} that are no numbers, expected trained weights")
     loaded = int(np.searchsorted(ends, floats))
     start = 0
     with torch.no_grad():
@@ -147,7 +150,8 @@ def _misfit(model: Darknet, path: Path, size: int, ends: np.ndarray, groups: lis
 
 def _classes_of(model: Darknet, more: int) -> int | None:
     """The number of classes that would make the network's weights `more` floats longer, if there is one."""
-    convolutions = [(head, model.layers[head.index - 1][0]) for head in model.heads]
+    before = [(head, model.layers[head.index - 1]) for head in model.heads if head.index]
+    convolutions = [(head, layer[0]) for head, layer in before if isinstance(layer, nn.Sequential)]
     per_class = sum(len(head.anchors) * (layer.weight[0].numel() + 1) for head, layer in convolutions)
     if not per_class or more % per_class or more == 0:
         return None

@@ -43,7 +43,7 @@ def find_sets(root, wanted=None):
         for path in sorted((folder / "ImageSets" / "Main").glob("*.txt")):
             name = path.stem if single else f"{folder.name.removeprefix('VOC')}_{path.stem}"
             if (name in wanted) if wanted else (path.stem in SETS):
-                lines = path.read_text(encoding="utf-8-sig").splitlines()
+                lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
                 found[name] = folder, [line.split()[0] for line in lines if line.strip()]
     if missing := sorted(set(wanted or ()) - set(found)):
         raise ValueError(f"{root}: found no set {missing[0]} in ImageSets/Main, expected {missing[0]}.txt")
@@ -63,11 +63,13 @@ def read_annotation(path, problems):
     """Yields (class name, difficult, (cx, cy, w, h)) of an XML; what has to be left out goes to `problems`.
     Raises ValueError if the file cannot be used at all."""
     try:
-        root = ElementTree.parse(path).getroot()
+        if b"<!DOCTYPE" in (content := path.read_bytes()):  # no entity can grow, or name a file
+            raise ValueError("a DOCTYPE, which VOC's have not")
+        root = ElementTree.fromstring(content)
         size = [int(root.find("size").find(side).text) for side in ("width", "height")]
-    except (OSError, ElementTree.ParseError, AttributeError, TypeError, ValueError) as error:
+    except (OSError, ElementTree.ParseError, AttributeError, TypeError, ValueError, LookupError) as error:
         raise ValueError(f"{path}: found no usable XML with the size of the image ({error})") from error
-    if min(size) <= 0:
+    if not 0 < min(size) <= max(size) < 1e9:
         raise ValueError(f"{path}: found an image of {size[0]} x {size[1]} pixels, expected its true size")
     for number, item in enumerate(root.iter("object"), 1):
         try:
@@ -77,10 +79,10 @@ def read_annotation(path, problems):
         except (AttributeError, TypeError, ValueError):
             problems.append(f"{path}: object {number}: found no name or box, expected both")
             continue
-        if edges[2] <= edges[0] or edges[3] <= edges[1]:
+        if not (-1e9 < edges[0] < edges[2] < 1e9 and -1e9 < edges[1] < edges[3] < 1e9):
             problems.append(f"{path}: object {number} ({name}): found a box of zero size, left out")
-            continue
-        yield name, difficult, convert_box(*size, *edges)
+        else:
+            yield name, difficult, convert_box(*size, *edges)
 
 
 class Converter:
@@ -102,6 +104,8 @@ class Converter:
         return self.done[folder, name]
 
     def _convert(self, folder, name):
+        if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name or len(name) > 200:
+            raise ValueError(f"{folder}: found {name[:60]!r} in a set, expected the name of an image in JPEGImages")
         candidates = [folder / "JPEGImages" / (name + suffix) for suffix in SUFFIXES]
         image = next((path for path in candidates if path.exists()), None)
         if image is None:
@@ -216,7 +220,7 @@ def main():
     try:
         names = arguments.names or Path(__file__).with_name("voc.names")
         if names != "auto":
-            names = Path(names).read_text(encoding="utf-8-sig").splitlines()
+            names = Path(names).read_text(encoding="utf-8-sig", errors="replace").splitlines()
             names = [name.strip() for name in names if name.strip()]
         result = convert(arguments.vocdevkit, arguments.out, arguments.sets, names, arguments.keep_difficult)
     except OSError as error:

@@ -1,0 +1,185 @@
+"""Nothing is lost: images that vanish, disks that fill, checkpoints that break, power that goes, numbers at the edge.
+Source of what is expected: docs/reliability.md."""
+
+import csv
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import cv2
+import numpy as np
+import power_cut
+import pytest
+import torch
+from fuzz_readers import TINY
+from test_training import finished, settings, started, trained, wait_for, write_cfg, write_pictures
+
+from yolov4 import batches as batching
+from yolov4.cfg import parse_cfg
+from yolov4.checkpoint import load_checkpoint, save_checkpoint
+from yolov4.files import replacing
+from yolov4.progress import Faults
+from yolov4.training import Training
+
+
+@pytest.fixture
+def work(tmp_path):
+    return write_pictures(tmp_path)
+
+
+def test_an_image_that_vanishes_is_replaced_the_same_way_whoever_loads_it(work):
+    network = parse_cfg((work / "tiny.cfg").read_text())
+    paths = sorted((work / "images").glob("*.png"))
+    paths[2].unlink()
+    paths[5].write_bytes(b"\x89PNG")
+
+    def samples(order):
+        training_set = batching.TrainingSet(paths, network.net, network.sections[-1], 0)
+        return {index: training_set[index, (32, 32)] for index in order}
+
+    forward, backward = samples(range(30)), samples(reversed(range(30)))
+    assert all(torch.equal(forward[i].image, backward[i].image) for i in forward)
+    assert all(forward[i].faults == backward[i].faults for i in forward)
+    assert {path for i in forward for path, _ in forward[i].faults} == {str(paths[2]), str(paths[5])}
+    used = {path for i in forward for path in forward[i].files}
+    assert used == {str(path) for number, path in enumerate(paths) if number not in (2, 5)}
+
+
+def test_faults_are_said_once_and_stop_above_one_percent():
+    said = []
+    faults = Faults(200, said.append)
+    for _ in range(3):
+        faults.add([("a.jpg", "a.jpg: gone"), ("b.jpg", "b.jpg: gone")])
+    assert said == [f"{name}: gone; another image takes its place ({n} of 200 so far)"
+                    for n, name in enumerate(("a.jpg", "b.jpg"), 1)]  # fmt: skip
+    with pytest.raises(ValueError, match=r"3 of 200 images cannot be read any more, the last: c\.jpg; .* 1%"):
+        faults.add([("c.jpg", "c.jpg: gone")])
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_that_vanish_in_a_run(tmp_path, workers):
+    work = write_pictures(tmp_path, 120)
+    write_cfg(work, iterations=120)
+    said = []
+    run = Training(settings(work, valid=None, workers=workers), work / "runs/run", say=said.append)
+    (work / "images/3.png").unlink()
+    run.run()
+    assert sum("3.png" in line and "another image takes its place (1 of 120 so far)" in line for line in said) == 1
+    (work / "images/3.png").write_bytes((work / "images/5.png").read_bytes())
+    run = Training(settings(work, valid=None, workers=workers), work / "runs/run2", say=said.append)
+    for path in (work / "images").glob("*.png"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"of 120 images cannot be read any more") as caught:
+        run.run()
+    assert "\n" not in str(caught.value)
+
+
+def test_a_worker_that_dies_is_one_sentence(root, work):
+    write_cfg(work, iterations=100000)
+    process = started(root, work, "--name", "run", "--save-every", 5, "--eval-every", 0, "--workers", 1)
+    wait_for((work / "runs/run/last.pt").exists, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1 and "Traceback" not in errors, errors
+    assert "a process that prepares images died" in errors.splitlines()[-1]
+    assert load_checkpoint(work / "runs/run/last.pt")
+
+
+STATE = {"cfg": "", "names": [], "model": {"a": torch.zeros(200_000)}, "ema": None, "iteration": 1, "seen": 4}
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 2 MB, or the test is skipped (it takes root)."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(folder)], capture_output=True)
+    if done.returncode:
+        pytest.skip("cannot mount a small disk here")
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_a_full_disk_keeps_the_checkpoint_and_says_so(small_disk):
+    path = small_disk / "last.pt"
+    save_checkpoint(path, STATE, keep=small_disk / "previous.pt")
+    (small_disk / "fill").write_bytes(bytes(900_000))
+    with pytest.raises(OSError, match=r"No space left.*before is kept.*last\.pt") as caught:
+        save_checkpoint(path, STATE | {"iteration": 2}, keep=small_disk / "previous.pt")
+    assert "\n" not in str(caught.value)
+    assert load_checkpoint(path)["iteration"] == 1
+    assert not list(small_disk.glob(".*"))
+    (small_disk / "fill").unlink()
+    save_checkpoint(path, STATE | {"iteration": 2}, keep=small_disk / "previous.pt")
+    assert [load_checkpoint(small_disk / name)["iteration"] for name in ("previous.pt", "last.pt")] == [1, 2]
+
+
+@pytest.mark.parametrize("step", ["mkdir", "open", "replace"])
+def test_a_folder_that_takes_nothing_is_one_sentence(tmp_path, monkeypatch, step):
+    """Root writes into read-only folders too, so each step refuses in turn."""
+    path = tmp_path / "a.txt"
+    path.write_text("before")
+
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, step, refuse)
+    with pytest.raises(OSError, match=r"could not be written \(Permission denied\); what was there before is kept"):  # noqa: SIM117
+        with replacing(path) as beside:
+            os.close(os.open(beside, os.O_CREAT | os.O_WRONLY))
+    monkeypatch.undo()
+    assert path.read_text() == "before" and [each.name for each in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_a_broken_checkpoint_offers_the_one_before(root, work):
+    write_cfg(work, iterations=8)
+    trained(work, "run", eval_every=0, save_every=4)
+    folder = work / "runs/run"
+    assert [load_checkpoint(folder / name)["iteration"] for name in ("previous.pt", "last.pt")] == [4, 8]
+    content = bytearray((folder / "last.pt").read_bytes())
+    weight = load_checkpoint(folder / "last.pt")["model"]["layers.0.1.running_var"]
+    content[content.index(weight.numpy().tobytes()) + 6] ^= 1
+    (folder / "last.pt").write_bytes(content)
+    _, errors = finished(root, work, "--resume", folder, code=1)
+    assert len(errors.strip().splitlines()) == 1
+    assert "previous.pt is whole, of iteration 4: rename it to last.pt to go on from there" in errors
+    (folder / "previous.pt").rename(folder / "last.pt")
+    finished(root, work, "--resume", folder)
+    assert load_checkpoint(folder / "last.pt")["iteration"] == 8
+
+
+def test_killed_at_any_moment_it_goes_on_as_if_nothing_had_been(work):
+    assert len(power_cut.power_cuts(work, kills=5, iterations=20, seed=1)) >= 1
+
+
+def test_a_kill_while_it_resumes_keeps_the_results(work):
+    write_cfg(work, iterations=8)
+    assert power_cut.run_once(work, "run", 4, ("replace", 8)) == -signal.SIGKILL
+    before = (work / "runs/run/results.csv").read_text()
+    assert power_cut.run_once(work, "run", 4, ("replace", 5)) == -signal.SIGKILL
+    rows = list(csv.DictReader((work / "runs/run/results.csv").open()))
+    assert [row["iteration"] for row in rows] == ["1", "2", "3", "4"] and before.startswith("iteration")
+
+
+def test_the_number_of_workers_changes_nothing(work):
+    write_cfg(work, iterations=12, subdivisions=2)
+    runs = [trained(work, f"run{workers}", eval_every=0, workers=workers) for workers in (0, 1, 2)]
+    assert runs[0] == runs[1] == runs[2]
+
+
+def test_bf16_stays_a_number_for_200_iterations(work):
+    write_cfg(work, iterations=200)
+    trained(work, "run", eval_every=0, amp="bf16")
+    rows = list(csv.DictReader((work / "runs/run/results.csv").open()))
+    assert len(rows) == 200 and all(np.isfinite(float(value)) for row in rows for value in row.values() if value)
+    state = load_checkpoint(work / "runs/run/last.pt")["model"]
+    assert all(tensor.isfinite().all() for tensor in state.values())
+
+
+def test_a_long_thin_picture_in_a_letter_box_is_refused_before_it_allocates(tmp_path):
+    cv2.imwrite(str(tmp_path / "a.png"), np.zeros((1, 90000, 3), np.uint8))
+    network = parse_cfg(TINY.replace("mosaic=1", "letter_box=1"))
+    sample = batching.TrainingSet([tmp_path / "a.png"], network.net, network.sections[-1], 0)[0, (32, 32)]
+    assert len(sample.faults) == batching.TRIES and "pixels, expected at most" in sample.faults[0][1]
