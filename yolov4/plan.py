@@ -155,10 +155,9 @@ def _layer(index: int, section: Section, sources: tuple[int, ...], shapes: list[
 
 
 def _check_outputs(shape: Shape, where: str) -> None:
-    channels, height, width = shape
-    if min(height, width) < 1:
-        raise ValueError(f"{where} has {width}x{height} outputs: the network is too small")
-    if (values := channels * height * width) > MAX_VALUES:
+    if min(shape[1:]) < 1:
+        raise ValueError(f"{where} has {shape[2]}x{shape[1]} outputs: the network is too small")
+    if (values := shape[0] * shape[1] * shape[2]) > MAX_VALUES:
         raise ValueError(f"{where} has {values:,} values, expected at most {MAX_VALUES:,}")
 
 
