@@ -218,3 +218,9 @@ def test_report_of_coco128():
     report = data.inspect(sorted((root / "images").glob("*.jpg")), names, (416, 416))
     report.check()
     assert len(report.usable) == 128 and sum(report.boxes.values()) == 898
+
+
+def test_a_line_of_a_list_that_no_file_can_be_named_is_one_sentence(tmp_path):
+    (tmp_path / "list.txt").write_text("a.jpg\n" + "1" * 300 + ".jpg\n")
+    with pytest.raises(ValueError, match=r"list\.txt: found 1{40}\.\.\., expected names of at most 255 bytes"):
+        data.read_image_list(tmp_path / "list.txt")

@@ -12,6 +12,7 @@ import numpy as np
 from yolov4.files import read_text
 
 MAX_CLASS, MAX_VALUE = 1 << 24, 1e9  # of a label: whole numbers, and areas, that float32 still holds
+MAX_NAME = 255  # bytes, as file systems have it
 NO_IMAGE, BAD_IMAGE = "images that do not exist", "files that are no image"
 NO_LABELS, BAD_BOX = "images without a label file", "boxes out of range"
 BAD_CLASS, TINY = "boxes of an unknown class", "boxes below one pixel of the network (not trained)"
@@ -36,6 +37,9 @@ def read_image_list(path: str | Path) -> list[Path]:
     images = [Path(line.strip()) for line in lines if line.strip()]
     if not images or not all(image.name for image in images):
         raise ValueError(f"{path}: found {'a folder' if images else 'no image path'}, expected an image path a line")
+    endless = [str(image) for image in images if any(len(part.encode()) > MAX_NAME for part in image.parts)]
+    if endless:
+        raise ValueError(f"{path}: found {endless[0][:40]}..., expected names of at most {MAX_NAME} bytes in a path")
     beside = [path.parent / image for image in images]  # an absolute image stays as it is
     return [b if b.exists() or not a.exists() else a for a, b in zip(images, beside, strict=True)]
 
