@@ -26,7 +26,7 @@ def replacing(path: str | Path, keep: str | Path | None = None) -> Iterator[Path
             os.fsync(file.fileno())
         if keep and path.exists():
             _keep(path, Path(keep))
-        beside.replace(path)
+        os.replace(beside, path)
         _sync_folder(path.parent)
     except OSError as error:
         reason = error.strerror or error
@@ -59,7 +59,7 @@ def _keep(path: Path, kept: Path) -> None:
         os.link(path, beside)
     except OSError:
         shutil.copyfile(path, beside)
-    beside.replace(kept)
+    os.replace(beside, kept)
 
 
 def _sync_folder(folder: Path) -> None:
