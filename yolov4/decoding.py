@@ -93,12 +93,15 @@ def _candidates(decoded: Decoded, thresh: float) -> tuple[Tensor, Tensor, Tensor
     return places[0][rows], decoded.boxes[places][rows], scores[rows, labels], labels
 
 
-def _undo_letterbox(boxes: Tensor, image_size: tuple[int, int], network_size: tuple[int, int]) -> Tensor:
-    """Boxes cxcywh relative to the network input -> relative to the image that was fitted into it."""
+def fitted_size(image_size: tuple[int, int], network_size: tuple[int, int]) -> tuple[int, int]:
+    """(width, height) of an image in the letter box of a network: the whole of it, its aspect kept, truncated."""
     (width, height), (network_width, network_height) = image_size, network_size
     if network_width / width < network_height / height:
-        fitted = (network_width, max(1, height * network_width // width))
-    else:
-        fitted = (max(1, width * network_height // height), network_height)
-    ratio = boxes.new_tensor(fitted) / boxes.new_tensor(network_size)
+        return network_width, max(1, height * network_width // width)
+    return max(1, width * network_height // height), network_height
+
+
+def _undo_letterbox(boxes: Tensor, image_size: tuple[int, int], network_size: tuple[int, int]) -> Tensor:
+    """Boxes cxcywh relative to the network input -> relative to the image that was fitted into it."""
+    ratio = boxes.new_tensor(fitted_size(image_size, network_size)) / boxes.new_tensor(network_size)
     return torch.cat(((boxes[:, :2] - (1 - ratio) / 2) / ratio, boxes[:, 2:] / ratio), 1)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from yolov4.cfg import read_names
 from yolov4.checkpoint import load_network
 from yolov4.data import load_image
-from yolov4.decoding import Detections, detections_from_logits
+from yolov4.decoding import Detections, detections_from_logits, fitted_size
 from yolov4.model import Darknet
 
 Source = str | Path | np.ndarray
@@ -51,11 +51,7 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> Tensor:
 
 def letterbox_image(image: np.ndarray, size: tuple[int, int]) -> Tensor:
     """As `resize_image`, but keeping the aspect: centred, the rest grey (0.5)."""
-    (width, height), (image_height, image_width) = size, image.shape[:2]
-    if width / image_width < height / image_height:
-        fitted = (width, max(1, image_height * width // image_width))
-    else:
-        fitted = (max(1, image_width * height // image_height), height)
+    (width, height), fitted = size, fitted_size(image.shape[1::-1], size)
     left, top = (width - fitted[0]) // 2, (height - fitted[1]) // 2
     boxed = torch.full((3, height, width), 0.5)
     boxed[:, top : top + fitted[1], left : left + fitted[0]] = resize_image(image, fitted)
