@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 from yolov4.cfg import read_data
+from yolov4.recipe import read_recipe
 from yolov4.runs import new_run_folder, one_line_errors, run_folder, run_settings
 from yolov4.sections import Net
 from yolov4.settings import Settings
@@ -24,7 +25,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     for add in (add_files, add_recipe, add_running):
         add(parser)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(recipe_flags(parser) + sys.argv[1:])
     if arguments.resume is not None:
         changed = [key for key, value in vars(arguments).items() if value != parser.get_default(key)]
         if wrong := sorted(set(changed) - {"resume", "runs", "name", "device", "workers"}):
@@ -32,13 +33,27 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
+def recipe_flags(parser: argparse.ArgumentParser) -> list[str]:
+    """The flags that a recipe stands for, but for those that the user's own put aside."""
+    given, _ = parser.parse_known_args()
+    if given.recipe is None:
+        return []
+    try:
+        flags = read_recipe(given.recipe).train
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
+    aside = ({"epochs"} if given.max_batches else set()) | ({"weights"} if given.cfg else set())
+    return [f"--{key.replace('_', '-')}={value}" for key, value in flags.items() if key not in aside]
+
+
 def add_files(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("files").add_argument
     add("--data", default=DATA, help="Darknet's .data file (default %(default)s)")
     add("--cfg", help=f"the network and its recipe (default {CFG})")
     add("--weights", help=f".weights to start from, whole or partial (default: {WEIGHTS} without --cfg, else none)")
+    add("--recipe", help="a file of flags and keys, by path or as cfg/NAME.recipe; flags beside it count more")
     add("--clear", action="store_true", help="start at iteration 0 whatever the weights have seen")
-    add("--name", help="the run's folder in --runs (default: the cfg's name)")
+    add("--name", help="the run's folder in --runs (default: the recipe's or the cfg's name)")
     add("--runs", default="runs", help="where runs are kept (default %(default)s)")
     add("--resume", nargs="?", const="", metavar="RUN", help="go on with a run (default: the newest)")
 
@@ -53,6 +68,8 @@ def add_recipe(parser: argparse.ArgumentParser) -> None:
     length.add_argument("--epochs", type=float, help="the same, in passes over the images")
     add("--learning-rate", type=float)
     add("--policy", choices=POLICIES, help="of the rate; onecycle: half a cosine after burn-in")
+    add("--loss", choices=("darknet", "yolov5"), default="darknet", help="yolov5: truths matched by the "
+        "ratio of sides, autograd; the heads and the cfg are changed to fit (default %(default)s)")  # fmt: skip
     add("--width", type=int, help="of the network input, pixels")
     add("--height", type=int)
     add("--ema", type=float, nargs="?", const=0.9999, default=0.0, metavar="DECAY",
@@ -107,7 +124,7 @@ def main() -> None:
             settings = Settings(**run_settings(folder) | given)
         else:
             settings = prepared(arguments)
-            folder = new_run_folder(arguments.runs, arguments.name or Path(settings.cfg).stem)
+            folder = new_run_folder(arguments.runs, arguments.name or Path(settings.recipe or settings.cfg).stem)
         from yolov4.training import Training  # after the checks: torch takes seconds to import
         from yolov4.updates import NonFiniteLoss
 

@@ -13,7 +13,7 @@ from yolov4 import batches as batching
 
 COLOURS = {"hue": 0.1, "saturation": 1.5, "exposure": 1.5, "blur": 0, "gaussian_noise": 0}
 SIZES = {"width": 96, "height": 64, "resize_step": 32, "batch": 8, "subdivisions": 4, "max_batches": 1000}
-NET = {**COLOURS, **SIZES, "flip": 1, "letter_box": 0, "mosaic": 1, "mixup": 0, "mosaic_bound": 0}
+NET = {**COLOURS, **SIZES, "flip": 1, "letter_box": 0, "mosaic": 1, "mixup": 0, "mixup_share": 0.0, "mosaic_bound": 0}
 
 
 def net_of(**keys):
@@ -100,3 +100,24 @@ def test_workers_and_ranks_give_the_same_samples(paths):
     sharded = [*halves[0][:2], *halves[1][:2], *halves[0][2:], *halves[1][2:]]
     assert all(map(same, alone, with_workers)) and all(map(same, alone, sharded))
     assert all(map(same, alone[4:], load(1, 2)))
+
+
+def test_a_share_of_samples_is_blended_with_another_one(paths):
+    """mixup_share=1: every sample is a blend, its boxes those of both; 0: as if there were no such key."""
+    plain, none, all_ = (
+        batching.TrainingSet(paths, net_of(mosaic=0, mixup_share=share, hue=0, saturation=1, exposure=1), head_of(), 3)
+        for share in (0, 0.0, 1)
+    )
+    for index in range(10):
+        a, b, blend = (each[index, (96, 64)] for each in (plain, none, all_))
+        assert same(a, b)
+        assert len(blend.files) == 2 and blend.files[0] == a.files[0]
+        assert torch.equal(blend.labels[: len(a.labels)], a.labels) and len(blend.labels) >= len(a.labels)
+        levels = [40 * int(path[-5]) + 20 for path in blend.files]
+        assert min(levels) - 1 <= blend.image.float().median() <= max(levels) + 1
+
+
+def test_a_quarter_of_the_first_in_a_blend():
+    a, b = (np.full((4, 4, 3), grey, np.uint8) for grey in (0, 200))
+    none = np.zeros((0, 5), np.float32)
+    assert augment.mixup((a, none), (b, none), 0.25)[0].ravel().tolist() == [150] * 48

@@ -9,10 +9,11 @@ import numpy as np
 import pytest
 import torch
 
-from yolov4.blueprint import PRESETS, build, cfg_text, main, project_files, yolov4, yolov4_csp, yolov4_tiny
+from yolov4.blueprint import PRESETS, build, cfg_text, main, project_files
 from yolov4.cfg import parse_cfg, read_cfg, read_data, read_names
 from yolov4.decoding import decode
 from yolov4.model import Darknet
+from yolov4.networks import yolov4, yolov4_csp, yolov4_tiny
 from yolov4.plan import find_heads, plan_layers
 from yolov4.sections import Convolutional, Yolo
 from yolov4.weights import load_weights, save_weights

@@ -17,8 +17,10 @@ MAY_IMPORT = {
     "cfg": ["sections", "files"],
     "plan": ["sections"],
     "blocks": ["sections"],
-    "blueprint": ["sections", "cfg", "plan", "blocks"],
-    "settings": ["sections"],
+    "networks": ["sections", "blocks"],
+    "blueprint": ["sections", "cfg", "plan", "networks"],
+    "recipe": ["sections", "cfg", "files", "plan"],
+    "settings": ["sections", "recipe"],
     "runs": ["cfg", "files"],
     # network
     "staged": [],
@@ -31,6 +33,7 @@ MAY_IMPORT = {
     "schedule": ["sections"],
     "assign": ["sections", "boxes"],
     "loss": ["sections", "boxes", "decoding", "assign"],
+    "yolov5_loss": ["sections", "boxes", "decoding", "assign", "loss"],
     "adversarial": ["sections", "decoding", "loss"],
     "result": ["decoding"],
     "metrics": ["boxes", "decoding", "result"],
@@ -59,18 +62,19 @@ MAY_IMPORT = {
     "predict": ["cfg", "data", "decoding", "model", "checkpoint"],
     "evaluation": ["sections", "boxes", "decoding", "data", "metrics", "result", "model", "predict"],
     "distributed": [],
-    "updates": ["sections", "schedule", "staged", "layers", "loss", "adversarial", "model", "distributed"],
+    "updates": ["sections", "schedule", "staged", "layers", "loss", "yolov5_loss", "adversarial", "model",
+                "distributed"],
     "progress": ["updates"],
     "board": ["result", "curves", "updates"],
     "runfolder": ["sections", "cfg", "files", "settings", "model", "weights", "checkpoint", "plots", "updates",
                   "board", "report", "result"],
     "training": [
         "cfg", "settings", "data", "batches", "model", "weights", "checkpoint", "predict", "evaluation", "distributed",
-        "updates", "progress", "runfolder", "datareport",
+        "updates", "progress", "runfolder", "datareport", "yolov5_loss",
     ],
 }  # fmt: skip
-LEAVES = ("files", "sections", "cfg", "plan", "blocks", "blueprint")
-MATHS = ("boxes", "decoding", "schedule", "assign", "loss", "adversarial", "metrics", "curves")
+LEAVES = ("files", "sections", "cfg", "plan", "blocks", "networks", "blueprint", "recipe")
+MATHS = ("boxes", "decoding", "schedule", "assign", "loss", "yolov5_loss", "adversarial", "metrics", "curves")
 MODULES = sorted(path for path in (ROOT / "yolov4").glob("*.py") if path.stem != "__init__")
 SCRIPTS = sorted(ROOT.glob("*.py"))
 

@@ -3,7 +3,7 @@
 import pytest
 
 from yolov4.cfg import parse_cfg
-from yolov4.schedule import learning_rate
+from yolov4.schedule import bias_rate, learning_rate, momentum
 from yolov4.sections import Net
 
 
@@ -25,3 +25,15 @@ def test_onecycle_climbs_in_burn_in_and_falls_along_a_cosine():
 def test_steps_multiply():
     net = Net(learning_rate=1.0, policy="steps", steps=(10, 20), scales=(0.1, 0.5))
     assert [learning_rate(i, net) for i in (9, 10, 19, 20)] == pytest.approx([1, 0.1, 0.1, 0.05])
+
+
+def test_momentum_and_the_rate_of_biases_start_apart_in_burn_in():
+    net = Net(learning_rate=0.01, burn_in=10, power=1, momentum=0.9, burn_in_momentum=0.5, burn_in_bias_rate=0.1)
+    assert [momentum(i, net) for i in (0, 5, 10, 11)] == pytest.approx([0.5, 0.7, 0.9, 0.9])
+    # from 0.1 along a line to what the rate of the others is there, which climbs itself
+    assert [bias_rate(i, net) for i in (0, 5, 10)] == pytest.approx([0.1, (0.1 + 0.005) / 2, 0.01])
+
+
+def test_without_the_keys_they_are_those_of_all():
+    net = Net(learning_rate=0.01, burn_in=10, momentum=0.9)
+    assert all(momentum(i, net) == 0.9 and bias_rate(i, net) == learning_rate(i, net) for i in range(1, 20))

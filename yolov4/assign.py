@@ -42,12 +42,18 @@ def assign(head: Head, targets: Tensor, grid: tuple[int, int]) -> Positives:
 
 def rank_in_place(places: tuple[Tensor, ...], shape: torch.Size) -> Tensor:
     """How many earlier positives have the same place, (n,)."""
-    flat = places[0]
-    for index, length in zip(places[1:], shape[1:], strict=True):
-        flat = flat * length + index
+    flat = flat_places(places, shape)
     _, group, counts = flat.unique(return_inverse=True, return_counts=True)
     order = group.argsort(stable=True)
     first = counts.cumsum(0) - counts
     rounds = torch.empty_like(flat)
     rounds[order] = torch.arange(len(flat), device=flat.device) - first[group[order]]
     return rounds
+
+
+def flat_places(places: tuple[Tensor, ...], shape: torch.Size) -> Tensor:
+    """Indices (n,) into the flattened tensor of that shape."""
+    flat = places[0]
+    for index, length in zip(places[1:], shape[1:], strict=True):
+        flat = flat * length + index
+    return flat

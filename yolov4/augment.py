@@ -69,9 +69,9 @@ def join_tiles(tiles: Sequence[Sample], borders: Sequence[Border], cut: Size, bo
     return picture, np.concatenate(joined)
 
 
-def mixup(a: Sample, b: Sample) -> Sample:
-    """Blends two (image, labels) of one size half and half; keeps the labels of both."""
-    return cv2.addWeighted(a[0], 0.5, b[0], 0.5, 0), np.concatenate((a[1], b[1]))
+def mixup(a: Sample, b: Sample, share: float = 0.5) -> Sample:
+    """Blends two (image, labels) of one size, with a `share` of the first; keeps the labels of both."""
+    return cv2.addWeighted(a[0], share, b[0], 1 - share, 0), np.concatenate((a[1], b[1]))
 
 
 def blur(image: Array, labels: Array, amount: int) -> Array:

@@ -45,9 +45,18 @@ class TrainingSet(Dataset):
     def __getitem__(self, key: tuple[int, Size]) -> Sample:
         """key: (index, (width, height))"""
         index, size = key
-        rng = np.random.default_rng((self.seed, index))
+        rng, faults = np.random.default_rng((self.seed, index)), []
+        image, labels, files = self._picture(rng, size, faults)
+        if self.net.mixup_share and rng.random() < self.net.mixup_share:
+            other, others, more = self._picture(rng, size, faults)
+            image, labels = augment.mixup((image, labels), (other, others), rng.beta(8, 8))
+            files += more
+        image = np.stack(cv2.split(image)[::-1])  # (3, H, W), RGB
+        return Sample(torch.from_numpy(image), torch.from_numpy(labels), files, faults)
+
+    def _picture(self, rng: np.random.Generator, size: Size, faults: list) -> tuple[np.ndarray, np.ndarray, list[str]]:
+        """An image, a mosaic or two images blended, with labels and files; uint8 (H, W, 3) BGR."""
         count = 1 if rng.random() < 0.5 else 4 if self.net.mosaic else 2 if self.net.mixup else 1
-        faults: list[tuple[str, str]] = []
         parts = [self._part(rng, size, corner if count == 4 else None, faults) for corner in range(count)]
         tiles, borders, files = zip(*parts, strict=True)
         if count == 4:
@@ -55,8 +64,7 @@ class TrainingSet(Dataset):
             image, labels = augment.join_tiles(tiles, borders, cut, self.net.mosaic_bound)
         else:
             image, labels = augment.mixup(*tiles) if count == 2 else tiles[0]
-        image = np.stack(cv2.split(image)[::-1])  # (3, H, W), RGB
-        return Sample(torch.from_numpy(image), torch.from_numpy(labels), list(files), faults)
+        return image, labels, list(files)
 
     def _part(self, rng: np.random.Generator, size: Size, corner: int | None, faults: list):
         for _ in range(TRIES):

@@ -51,6 +51,7 @@ REFUSED = {
         "dynamic_minibatch": "every update has batch images here: use subdivisions",
     },
 }
+Options = dict[str, tuple[str, int]]  # key -> text of its value, line
 MAX_NUMBER = 1e12  # no value of any key is larger, so that sums and products of them stay numbers
 # What a number may be, for keys whose other values would only fail later, or not at all.
 LIMITS = {
@@ -59,23 +60,15 @@ LIMITS = {
     "gaussian_noise": (0, 127), "max_batches": (0, 1e9), "step": (1, 1e9), "resize_step": (1, 4096),
     "sgdr_mult": (1, 100), "ema_alpha": (0, 1), "stride": (1, 4096), "groups": (1, 1 << 20), "dilation": (1, 256),
     "probability": (0, 1), "classes": (1, 1 << 20), "num": (1, 1 << 16), "jitter": (0, 10), "resize": (0.01, 100),
-    "random": (0, 10), "max_delta": (0, MAX_NUMBER), "scale_x_y": (0.01, 100),
+    "random": (0, 10), "max_delta": (0, MAX_NUMBER), "scale_x_y": (0.01, 100), "burn_in_momentum": (0, 1),
+    "mixup_share": (0, 1), "final_fraction": (0, 1),
 }  # fmt: skip
 
 
 def parse_cfg(text: str, name: str = "cfg") -> Network:
     """Text of a .cfg -> typed sections.  `name` stands in messages.
     Raises ValueError `name:line: ...` for what is not supported, mistyped or not a value of its key."""
-    found: list[tuple[str, int, dict[str, tuple[str, int]]]] = []
-    for number, raw in enumerate(text.splitlines(), 1):
-        line = raw.split("#")[0].split(";")[0].strip()
-        if line.startswith("["):
-            found.append((line.strip("[]").strip().lower(), number, {}))
-        elif "=" in line and found:
-            key, value = (part.strip() for part in line.split("=", 1))
-            found[-1][2].setdefault(key.lower(), (value, number))  # the first of two counts, as in Darknet
-        elif line:
-            raise ValueError(f"{name}:{number}: found {line[:40]!r}, expected [section] or key=value")
+    found = raw_sections(text, name)
     if not found or found[0][0] not in ("net", "network"):
         raise ValueError(
             f"{name}: starts with [{found[0][0][:40] if found else ''}], expected [net]: not a Darknet .cfg"
@@ -85,6 +78,21 @@ def parse_cfg(text: str, name: str = "cfg") -> Network:
         line = net.lines.get("steps", net.lines[""])
         raise ValueError(f"{name}:{line}: {len(net.steps)} steps and {len(net.scales)} scales, expected as many")
     return Network(net, tuple(sections), name)
+
+
+def raw_sections(text: str, name: str) -> list[tuple[str, int, Options]]:
+    """Text in the form of a .cfg -> (kind, line of the header, key -> (value, line)) of each section."""
+    found: list[tuple[str, int, Options]] = []
+    for number, raw in enumerate(text.splitlines(), 1):
+        line = raw.split("#")[0].split(";")[0].strip()
+        if line.startswith("["):
+            found.append((line.strip("[]").strip().lower(), number, {}))
+        elif "=" in line and found:
+            key, value = (part.strip() for part in line.split("=", 1))
+            found[-1][2].setdefault(key.lower(), (value, number))  # the first of two counts, as in Darknet
+        elif line:
+            raise ValueError(f"{name}:{number}: found {line[:40]!r}, expected [section] or key=value")
+    return found
 
 
 def read_cfg(path: str | Path) -> Network:
@@ -119,7 +127,17 @@ def read_names(path: str | Path) -> list[str]:
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
-def _section(kind: str, line: int, options: dict[str, tuple[str, int]], name: str) -> Section:
+def _section(kind: str, line: int, options: Options, name: str) -> Section:
+    values = section_values(kind, line, options, name)
+    missing = [f.name.rstrip("_") for f in fields(KINDS[kind]) if f.name in ("layers", "from_", "anchors")]
+    for key in missing:
+        if key not in options:
+            raise ValueError(f"{name}:{line}: [{kind}] has no {key}, expected one")
+    return KINDS[kind](**values)
+
+
+def section_values(kind: str, line: int, options: Options, name: str) -> dict:
+    """The fields of a section that its options give, by name, and `lines`; see `raw_sections`."""
     if kind not in KINDS:
         raise ValueError(f"{name}:{line}: [{kind[:40]}] is not supported, expected one of {', '.join(KINDS)}")
     hints = _hints(kind)
@@ -140,11 +158,7 @@ def _section(kind: str, line: int, options: dict[str, tuple[str, int]], name: st
             close = difflib.get_close_matches(key, [*hints, *WITHOUT_EFFECT.get(kind, ())], 1)
             hint = f", did you mean {close[0]}?" if close else ""
             raise ValueError(f"{name}:{number}: [{kind}] key {key[:40]} is not supported{hint}")
-    missing = [f.name.rstrip("_") for f in fields(KINDS[kind]) if f.name in ("layers", "from_", "anchors")]
-    for key in missing:
-        if key not in options:
-            raise ValueError(f"{name}:{line}: [{kind}] has no {key}, expected one")
-    return KINDS[kind](lines=lines, **values)
+    return values | {"lines": lines}
 
 
 @cache

@@ -27,15 +27,17 @@ class Detections(NamedTuple):
     labels: Tensor  # (n,) int64
 
 
+def head_values(logits: Tensor, head: Head) -> Tensor:
+    """logits (B, A * (5 + C), h, w) -> the same by anchor and cell, float32 (B, A, h, w, 5 + C)."""
+    batch, _, h, w = logits.shape
+    return logits.float().view(batch, len(head.anchors), 5 + head.classes, h, w).permute(0, 1, 3, 4, 2)
+
+
 def head_outputs(logits: Tensor, head: Head) -> Tensor:
     """logits (B, A * (5 + C), h, w) -> what Darknet's layer holds, float32 (B, A, h, w, 5 + C): x, y in cells from
     the cell's corner; w, h as logits, or after the logistic with new_coords; probabilities."""
-    batch, _, h, w = logits.shape
-    raw = logits.float().view(batch, len(head.anchors), 5 + head.classes, h, w)
-    raw = raw.permute(0, 1, 3, 4, 2)  # (B, A, h, w, 5 + C)
-    offsets = raw[..., :2].sigmoid() * head.scale_x_y - (head.scale_x_y - 1) / 2
-    sizes = raw[..., 2:4].sigmoid() if head.new_coords else raw[..., 2:4]
-    return torch.cat((offsets, sizes, raw[..., 4:].sigmoid()), -1)
+    values = head_values(logits, head)
+    return torch.cat((_box_outputs(values[..., :4], head), values[..., 4:].sigmoid()), -1)
 
 
 def decode(logits: Tensor, head: Head) -> Decoded:
@@ -44,11 +46,31 @@ def decode(logits: Tensor, head: Head) -> Decoded:
     h, w = logits.shape[2:]
     columns, rows = torch.arange(w, device=held.device), torch.arange(h, device=held.device)
     cells = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)  # (h, w, 2)
-    grid = held.new_tensor((w, h))
-    anchors = held.new_tensor(head.anchors)[:, None, None] / (grid * head.stride)  # (A, 1, 1, 2)
-    sizes = (2 * held[..., 2:4]).square() if head.new_coords else held[..., 2:4].exp()  # in anchors
-    boxes = torch.cat(((held[..., :2] + cells) / grid, sizes * anchors), -1)
-    return Decoded(boxes, held[..., 4], held[..., 5:])
+    anchors = held.new_tensor(head.anchors)[:, None, None]  # (A, 1, 1, 2)
+    return Decoded(_boxes(held[..., :4], cells, anchors, (w, h), head), held[..., 4], held[..., 5:])
+
+
+def decode_places(values: Tensor, places: tuple[Tensor, ...], grid: tuple[int, int], head: Head) -> Tensor:
+    """Boxes (n, 4) cxcywh relative of single predictions, of which a gradient is asked: `decode` for some of them.
+
+    values (n, 4+): logits of the box in front; places: image, anchor, row, column, (n,) each; grid (columns, rows).
+    """
+    _, anchor, row, column = places
+    anchors = values.new_tensor(head.anchors)[anchor]
+    return _boxes(_box_outputs(values[:, :4], head), torch.stack((column, row), 1), anchors, grid, head)
+
+
+def _box_outputs(values: Tensor, head: Head) -> Tensor:
+    """(..., 4) logits -> x, y in cells from the cell's corner, w, h as the head has them"""
+    offsets = values[..., :2].sigmoid() * head.scale_x_y - (head.scale_x_y - 1) / 2
+    return torch.cat((offsets, values[..., 2:].sigmoid() if head.new_coords else values[..., 2:]), -1)
+
+
+def _boxes(held: Tensor, cells: Tensor, anchors: Tensor, grid: tuple[int, int], head: Head) -> Tensor:
+    """(..., 4) of `_box_outputs`, cells (..., 2) column, row, anchors (..., 2) in pixels -> cxcywh relative (..., 4)"""
+    grid = held.new_tensor(grid)
+    sizes = (2 * held[..., 2:]).square() if head.new_coords else held[..., 2:].exp()  # in anchors
+    return torch.cat(((held[..., :2] + cells) / grid, sizes * (anchors / (grid * head.stride))), -1)
 
 
 def detections_from_logits(

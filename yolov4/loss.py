@@ -49,9 +49,7 @@ class DarknetLoss:
     """
 
     def __init__(self, heads: Sequence[Head], net: Net):
-        if not heads:
-            raise ValueError("the network has no [yolo] layer, expected at least one to compute a loss")
-        self.heads, self.net = tuple(heads), net
+        self.heads, self.net = some_heads(heads), net
 
     def __call__(self, logits: Sequence[Tensor], targets: Tensor) -> LossTerms:
         images, targets = len(logits[0]), targets.to(logits[0].device, torch.float32)
@@ -60,6 +58,12 @@ class DarknetLoss:
             pull = pulled(logits, [delta for delta, _ in heads])
             value = torch.stack([terms.cost for _, terms in heads]).mean() / images
             return LossTerms(pull - pull.detach() + value, [terms for _, terms in heads])
+
+
+def some_heads(heads: Sequence[Head]) -> tuple[Head, ...]:
+    if not heads:
+        raise ValueError("the network has no [yolo] layer, expected at least one to compute a loss")
+    return tuple(heads)
 
 
 def pulled(logits: Sequence[Tensor], deltas: Sequence[Tensor]) -> Tensor:

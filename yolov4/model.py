@@ -3,6 +3,7 @@ Source: Darknet's forward_*_layer functions; the batch normalisation is that of 
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -13,7 +14,7 @@ from yolov4 import sections as known
 from yolov4.cfg import parse_cfg, read_cfg
 from yolov4.layers import Add, Concatenate, Implicit, MaxPool, Reorganise, Scale, convolution
 from yolov4.plan import IMAGE, Layer, find_heads, maxpool_window, plan_layers
-from yolov4.sections import Convolutional, Dropout, Network, Route, Yolo
+from yolov4.sections import Convolutional, Dropout, Head, Network, Route, Yolo
 from yolov4.staged import DropBlock
 
 
@@ -80,6 +81,12 @@ class Darknet(nn.Module):
                 nn.init.zeros_(module.running_var)
             elif isinstance(module, Implicit):
                 module.reset_parameters(generator)
+
+    def set_head_biases(self, biases: Callable[[Head], Tensor]) -> None:
+        """biases: head -> those of the convolution before it, (A * (5 + C),)."""
+        with torch.no_grad():
+            for head in self.heads:
+                self.layers[head.index - 1][0].bias.copy_(biases(head))
 
     def _build(self, layer: Layer) -> nn.Module:
         match layer.section:

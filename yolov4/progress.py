@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from yolov4.updates import Update
@@ -62,10 +63,10 @@ def announce(line: str) -> None:
 
 
 class Timed:
-    """An iterator that adds up the seconds it made its reader wait."""
+    """An iterator over a DataLoader that adds up the seconds it made its reader wait."""
 
-    def __init__(self, iterable: Iterable):
-        self.iterator, self.seconds = iter(iterable), 0.0
+    def __init__(self, loader: DataLoader):
+        self.iterator, self.seconds = iter(loader), 0.0
 
     def __iter__(self) -> "Timed":
         return self
@@ -76,6 +77,11 @@ class Timed:
             return next(self.iterator)
         finally:
             self.seconds += time.perf_counter() - start
+
+    def close(self) -> None:
+        """Ends the worker processes, which ignore SIGTERM: at the exit after an error Python would wait for ever."""
+        if hasattr(self.iterator, "_shutdown_workers"):
+            self.iterator._shutdown_workers()
 
     def take(self) -> float:
         """The seconds since the last call."""

@@ -1,5 +1,6 @@
-"""The learning rate, a pure function of the iteration.
-Source: Darknet's src/network.c, get_current_rate; onecycle as in recipes after Darknet (one half of a cosine)."""
+"""The learning rate and the momentum, pure functions of the iteration.
+Source: Darknet's src/network.c, get_current_rate; onecycle (one half of a cosine) and what else starts apart in burn-in
+as in recipes after Darknet."""
 
 import math
 
@@ -13,6 +14,23 @@ def learning_rate(iteration: int, net: Net) -> float:
     if iteration < net.burn_in:
         return net.learning_rate * (iteration / net.burn_in) ** net.power
     return net.learning_rate * _factor(iteration, net)
+
+
+def bias_rate(iteration: int, net: Net) -> float:
+    """Rate of the biases: that of the others, but for burn-in with burn_in_bias_rate."""
+    rate = learning_rate(iteration, net)
+    return _from(net.burn_in_bias_rate or rate, rate, iteration, net)
+
+
+def momentum(iteration: int, net: Net) -> float:
+    """Momentum: that of [net], but for burn-in with burn_in_momentum."""
+    return _from(net.burn_in_momentum or net.momentum, net.momentum, iteration, net)
+
+
+def _from(start: float, value: float, iteration: int, net: Net) -> float:
+    """From `start` to `value` along a line in burn-in, then `value`."""
+    done = iteration / net.burn_in if iteration < net.burn_in else 1.0
+    return start + (value - start) * done
 
 
 def _factor(iteration: int, net: Net) -> float:

@@ -62,7 +62,12 @@ class Net(Section):
     gamma: float = 1.0
     sgdr_cycle: int = 0  # 0: max_batches
     sgdr_mult: int = 2
-    final_fraction: float = 0.01  # of policy=onecycle, which Darknet does not have
+    # of recipes after Darknet, which passes over these keys and the policy
+    final_fraction: float = 0.01  # of learning_rate, at the end of policy=onecycle
+    nesterov: bool = False
+    burn_in_momentum: float = 0.0  # where momentum starts in burn-in; 0: as it goes on
+    burn_in_bias_rate: float = 0.0  # where the rate of biases starts in burn-in; 0: as all others
+    mixup_share: float = 0.0  # of samples, mosaics too, that are blended with another one
     resize_step: int = 32
     ema_alpha: float = 0.0
     adversarial_lr: float = 0.0  # self-adversarial training: how far an image moves at the end of training

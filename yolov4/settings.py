@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import ceil
 
+from yolov4.recipe import read_recipe, with_recipe, with_yolov5_heads
 from yolov4.sections import Network
 
 
@@ -19,6 +20,8 @@ class Settings:
     difficult: str | None = None
     data: str | None = None
     weights: str | None = None
+    recipe: str | None = None
+    loss: str = "darknet"
     clear: bool = False
     device: str | None = None
     amp: str = "off"
@@ -40,10 +43,12 @@ class Settings:
 
 
 def configured(network: Network, settings: Settings, images: int, say: Callable[[str], None]) -> Network:
-    """The network with the settings that were given; `images` turns epochs into iterations.
+    """The network with its recipe and the settings that were given; `images` turns epochs into iterations.
 
-    Where the number of iterations changes, the steps keep their place in it and burn-in keeps to its first tenth.
+    Where the number of iterations is given, the steps keep their place in it and burn-in keeps to its first tenth.
     """
+    if settings.recipe:
+        network = with_recipe(network, read_recipe(settings.recipe))
     net = network.net
     keys = ("batch", "subdivisions", "learning_rate", "policy", "width", "height")
     given = {key: getattr(settings, key) for key in keys if getattr(settings, key) is not None}
@@ -51,7 +56,7 @@ def configured(network: Network, settings: Settings, images: int, say: Callable[
     iterations = ceil(settings.epochs * images / batch) if settings.epochs else settings.max_batches or net.max_batches
     if iterations < 1:
         raise ValueError(f"{network.name}: [net] has no max_batches, expected it there, or --max-batches, or --epochs")
-    if iterations != net.max_batches:
+    if settings.epochs or settings.max_batches:
         given["max_batches"] = iterations
         if net.max_batches:
             given["steps"] = tuple(round(step * iterations / net.max_batches) for step in net.steps)
@@ -63,4 +68,5 @@ def configured(network: Network, settings: Settings, images: int, say: Callable[
         raise ValueError(
             f"{network.name}: batch={net.batch} and subdivisions={net.subdivisions}, expected it to be a multiple"
         )
-    return network._replace(net=net)
+    network = network._replace(net=net)
+    return with_yolov5_heads(network) if settings.loss == "yolov5" else network

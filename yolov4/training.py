@@ -25,6 +25,7 @@ from yolov4.runfolder import RunFolder
 from yolov4.settings import Settings, configured
 from yolov4.updates import Ema, Updater
 from yolov4.weights import VERSION, load_weights
+from yolov4.yolov5_loss import prior_biases
 
 
 class Training:
@@ -48,12 +49,14 @@ class Training:
         self.net, self.names = self.network.net, read_names(settings.names)
         generator = torch.Generator().manual_seed(settings.seed)
         self.model = Darknet(self.network, generator).to(self.device, memory_format=torch.channels_last)
+        if settings.loss == "yolov5":
+            self.model.set_head_biases(prior_biases)  # what a file of weights holds takes their place
         if len(self.names) != self.model.heads[-1].classes:
             found = f"{len(self.names)} names, but {self.network.name} has {self.model.heads[-1].classes} classes"
             raise ValueError(f"{settings.names}: {found}, expected as many")
         self.paths = self._inspect(paths)
         self.faults = Faults(len(self.paths), self.say)
-        self.updater = Updater(self.model, self.net, self.processes, settings.amp)
+        self.updater = Updater(self.model, self.net, self.processes, settings.amp, settings.loss)
         self.ema = Ema(self.model, self.net, settings.ema)
         self.progress = self._restore(checkpoint) if checkpoint else self._start()
         if self.progress.iteration >= self.net.max_batches:
@@ -79,7 +82,8 @@ class Training:
             total=self.net.max_batches, initial=self.progress.iteration, unit="it", dynamic_ncols=True,
             disable=None if self.processes.first else True,
         )  # fmt: skip
-        with contextlib.closing(self.files or bar), self._advice(), stop_requests(self.say) as requested, bar:
+        closing = contextlib.closing
+        with closing(self.files or bar), closing(timed), self._advice(), stop_requests(self.say) as requested, bar:
             while self.progress.iteration < self.net.max_batches:
                 bar.set_postfix_str(self._iterate(timed))
                 bar.update()

@@ -14,10 +14,12 @@ from yolov4.distributed import Processes, rolling_averages
 from yolov4.layers import Add, Implicit
 from yolov4.loss import DarknetLoss, HeadTerms
 from yolov4.model import Darknet
-from yolov4.schedule import learning_rate
+from yolov4.schedule import bias_rate, learning_rate, momentum
 from yolov4.sections import Convolutional, Net
 from yolov4.staged import growth, set_stage
+from yolov4.yolov5_loss import Yolov5Loss
 
+LOSSES = {"darknet": DarknetLoss, "yolov5": Yolov5Loss}
 AMP_TYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -37,19 +39,19 @@ class Updater:
     """Model, optimiser and scaler; `update` does one iteration of Darknet's training.
 
     The sum of the deltas of `batch` images is divided by batch, whatever the subdivisions and processes are; decay
-    acts on the weights of convolutions and shortcuts, not on biases and batch normalisation; momentum is plain.
+    acts on the weights of convolutions and shortcuts, not on biases and batch normalisation; momentum is plain, or
+    Nesterov's where [net] says so.
     """
 
-    def __init__(self, model: Darknet, net: Net, processes: Processes, amp: str = "off"):
+    def __init__(self, model: Darknet, net: Net, processes: Processes, amp: str = "off", loss: str = "darknet"):
         self.model, self.net, self.processes = model, net, processes
         self.device = next(model.parameters()).device
-        self.loss = DarknetLoss(model.heads, net)
+        self.loss = LOSSES[loss](model.heads, net)
         for layer in model.layers[: self._kept() + 1]:
             layer.requires_grad_(False)
-        decayed = [p for p in model.parameters() if p.dim() > 1 and p.requires_grad]
-        others = [p for p in model.parameters() if p.dim() <= 1 and p.requires_grad]
-        groups = [{"params": decayed, "weight_decay": net.decay}, {"params": others, "weight_decay": 0.0}]
-        self.optimiser = torch.optim.SGD(groups, lr=net.learning_rate, momentum=net.momentum)
+        self.optimiser = torch.optim.SGD(
+            _groups(model, net.decay), lr=net.learning_rate, momentum=net.momentum, nesterov=net.nesterov
+        )
         for parameter in model.parameters():
             parameter.grad = torch.zeros_like(parameter)  # a frozen layer still decays, as in Darknet
         self.amp = AMP_TYPES[amp]
@@ -72,8 +74,10 @@ class Updater:
             files.append(names)
         losses, heads = self._report(iteration, rate, torch.stack(reports), files)
         self.processes.sum(*(p.grad for p in self.model.parameters()))
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate
+        for group, its_rate in zip(
+            self.optimiser.param_groups, (rate, rate, bias_rate(iteration, self.net)), strict=True
+        ):
+            group["lr"], group["momentum"] = its_rate, momentum(iteration, self.net)
         self.scaler.step(self.optimiser)
         self.scaler.update()
         self.processes.join_rolling(self.model, before, self.mini_batches)
@@ -143,6 +147,15 @@ class Updater:
         return max(
             (layer.index for layer in self.model.plan if getattr(layer.section, "train_only_bn", False)), default=-1
         )
+
+
+def _groups(model: Darknet, decay: float) -> list[dict]:
+    """Weights of convolutions and shortcuts, scales of batch normalisation, biases: only the first decay."""
+    learnt = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    weights = [parameter for parameter in learnt.values() if parameter.dim() > 1]
+    biases = [parameter for name, parameter in learnt.items() if name.endswith("bias")]
+    scales = [p for name, p in learnt.items() if p.dim() <= 1 and not name.endswith("bias")]
+    return [{"params": group, "weight_decay": decay * (group is weights)} for group in (weights, scales, biases)]
 
 
 def _touched_by_attacks(module: nn.Module) -> list[nn.Parameter]:
