@@ -20,6 +20,7 @@ MAY_IMPORT = {
     "blueprint": ["sections", "cfg", "plan", "blocks"],
     "settings": ["sections"],
     "runs": ["cfg", "files"],
+    "downloads": [],
     # network
     "staged": [],
     "layers": ["sections", "plan", "staged"],
