@@ -88,8 +88,6 @@ def _bring(url: str, part: Path, remote: Remote) -> None:
 
 def _fill(url: str, part: Path, size: int) -> None:
     """Asks again as long as something comes; a server that brought nothing in this call is not asked twice."""
-    if _size(part) > size:
-        part.unlink()
     most, pauses = _size(part), iter(())
     while _size(part) < size:
         try:
