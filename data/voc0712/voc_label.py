@@ -1,5 +1,6 @@
-"""VOC XML -> Darknet's labels and lists: `python voc_label.py VOCDEVKIT [--out DIR]`.  Standard library only,
-but for --download (download.py).  Source: Darknet's scripts/voc_label.py (the same numbers but for the last digit: divided, not times 1 / size).
+"""VOC XML -> Darknet's labels and lists: `python voc_label.py VOCDEVKIT [--out DIR]`.  Standard library only
+(--download: see download.py).
+Source: Darknet's scripts/voc_label.py (the same numbers but for the last digit: divided, not times 1 / size).
 
 VOCDEVKIT holds VOC2007, VOC2012 ... (sets: 2007_train ...), or is one such folder itself (sets: train ...).
 Written beside the VOC folders, or into --out where the source must not change (it then links JPEGImages):
