@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 from yolov4.cfg import read_data
+from yolov4.downloads import PRETRAINED, download
 from yolov4.recipe import read_recipe
 from yolov4.runs import new_run_folder, one_line_errors, run_folder, run_settings
 from yolov4.sections import Net
@@ -52,6 +53,7 @@ def add_files(parser: argparse.ArgumentParser) -> None:
     add("--cfg", help=f"the network and its recipe (default {CFG})")
     add("--weights", help=f".weights to start from, whole or partial (default: {WEIGHTS} without --cfg, else none)")
     add("--recipe", help="a file of flags and keys, by path or as cfg/NAME.recipe; flags beside it count more")
+    add("--download", action="store_true", help=f"bring the weights if they are missing: {', '.join(PRETRAINED)}")
     add("--clear", action="store_true", help="start at iteration 0 whatever the weights have seen")
     add("--name", help="the run's folder in --runs (default: the recipe's or the cfg's name)")
     add("--runs", default="runs", help="where runs are kept (default %(default)s)")
@@ -100,13 +102,15 @@ def prepared(arguments: argparse.Namespace) -> Settings:
         )
     missing = []
     if arguments.data == DATA and not Path(data["train"]).exists():
-        missing.append(f"{data['train']} is missing: download VOC 2007 and 2012 (VOCdevkit), then "
-                       "`python data/voc0712/voc_label.py VOCDEVKIT --out data/voc0712`")  # fmt: skip
-    if weights == WEIGHTS and not Path(weights).exists():
-        missing.append(f"{weights} is missing: `curl -L -o {weights} "
-                       "https://github.com/AlexeyAB/darknet/releases/download/yolov4/yolov4.conv.137`")  # fmt: skip
+        missing.append(f"{data['train']} is missing: `python data/voc0712/voc_label.py VOCDEVKIT --out data/voc0712` "
+                       "makes it; with --download it brings VOC 2007 and 2012 too")  # fmt: skip
+    absent = PRETRAINED.get(Path(weights).name) if weights and not Path(weights).exists() else None
+    if absent and not arguments.download:
+        missing.append(f"{weights} is missing: --download brings it, or by hand\n{absent.by_hand(weights)}")
     if missing:
         raise ValueError("\n".join(missing))
+    if absent:
+        download(absent, weights)
     workers = min(8, os.cpu_count() or 1) if arguments.workers is None else arguments.workers
     from_flags = {f.name: getattr(arguments, f.name) for f in fields(Settings) if hasattr(arguments, f.name)}
     from_data = {key: data.get(key) for key in ("train", "valid", "names", "difficult")}

@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "recipe": ["sections", "cfg", "files", "plan"],
     "settings": ["sections", "recipe"],
     "runs": ["cfg", "files"],
+    "downloads": [],
     # network
     "staged": [],
     "layers": ["sections", "plan", "staged"],

@@ -276,7 +276,7 @@ def test_missing_data_and_weights_name_the_commands_that_bring_them(root, work):
     done = subprocess.run([sys.executable, str(root / "train.py")], cwd=work, capture_output=True, text=True)
     assert done.returncode == 1
     lines = done.stderr.strip().splitlines()
-    assert len(lines) == 2 and "voc_label.py" in lines[0] and "yolov4.conv.137" in lines[1]
+    assert len(lines) == 4 and "voc_label.py" in lines[0] and "yolov4.conv.137 is missing: --download" in lines[1]
 
 
 def test_an_unknown_flag_is_an_error(root, work):

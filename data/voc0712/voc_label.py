@@ -1,4 +1,5 @@
-"""VOC XML -> Darknet's labels and lists: `python voc_label.py VOCDEVKIT [--out DIR]`.  Standard library only.
+"""VOC XML -> Darknet's labels and lists: `python voc_label.py VOCDEVKIT [--out DIR]`.  Standard library only
+(--download: see download.py).
 Source: Darknet's scripts/voc_label.py (the same numbers but for the last digit: divided, not times 1 / size).
 
 VOCDEVKIT holds VOC2007, VOC2012 ... (sets: 2007_train ...), or is one such folder itself (sets: train ...).
@@ -212,17 +213,24 @@ def main():
     """Reads the command line; exit code 1 with one sentence if nothing can be converted."""
     parser = argparse.ArgumentParser(description="VOC annotations -> Darknet labels and lists")
     parser.add_argument("vocdevkit", type=Path, help="folder with VOC2007, VOC2012 ..., or one of them")
+    parser.add_argument("--download", action="store_true", help="first bring VOC 2007 and 2012 there: 2.9 GB")
     parser.add_argument("--sets", nargs="+", help="such as 2012_train 2007_test; default: all found")
     parser.add_argument("--names", help="file of class names, or auto; default: the 20 of VOC")
     parser.add_argument("--out", type=Path, help="folder to write to; default: beside the VOC folders")
     parser.add_argument("--keep-difficult", action="store_true", help="difficult objects count as others")
     arguments = parser.parse_args()
     try:
+        if arguments.download:
+            from download import download_voc  # needs more than the standard library
+
+            download_voc(arguments.vocdevkit)
         names = arguments.names or Path(__file__).with_name("voc.names")
         if names != "auto":
             names = Path(names).read_text(encoding="utf-8-sig", errors="replace").splitlines()
             names = [name.strip() for name in names if name.strip()]
         result = convert(arguments.vocdevkit, arguments.out, arguments.sets, names, arguments.keep_difficult)
+    except KeyboardInterrupt:
+        sys.exit("interrupted; the same command goes on with a download")
     except OSError as error:
         sys.exit(f"{error.filename}: {error.strerror} (--out DIR leaves the data as they are)")
     except ValueError as error:
