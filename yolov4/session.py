@@ -35,10 +35,10 @@ def behind(
         for item in items:
             pending.append((item, pool.submit(function, item)))
             while pending and (len(pending) > waiting or pending[0][1].done()):
-                item, future = pending.popleft()
-                yield item, future.result()
-        for item, future in pending:
-            yield item, future.result()
+                done, future = pending.popleft()
+                yield done, future.result()
+        for done, future in pending:
+            yield done, future.result()
 
 
 class Session:

@@ -2,6 +2,7 @@
 No source: Darknet takes one picture, a list on stdin, or a video by another command."""
 
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from yolov4.data import read_image_list
 
@@ -33,3 +34,9 @@ def is_stream(source: str) -> bool:
 
 def is_camera(source: str) -> bool:
     return source.isdigit() and not Path(source).exists()
+
+
+def is_live(source: str) -> bool:
+    """Whether it may go on for ever: a camera, or an address that names no file of a known kind."""
+    named = Path(urlsplit(source).path).suffix.lower() if "://" in source else ".mp4"
+    return is_camera(source) or named not in PICTURES + VIDEOS

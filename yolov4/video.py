@@ -10,7 +10,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 
-from yolov4.sources import is_camera
+from yolov4.sources import is_camera, is_live
 
 FIRST_PAUSE, LAST_PAUSE = 0.5, 10.0  # seconds before a stream is tried again
 
@@ -28,7 +28,7 @@ class Video:
     A file gives its frames in order, `ahead` of them decoded in advance.  What is live gives the newest frame whenever
     it is asked; where it breaks off it is tried again for `reconnect` seconds, after longer and longer pauses, and
     say(line) tells of it.  A bad end is no error: `fault` says where it was.
-    live: a camera, or an address of no known length; rate: frames a second; size: (width, height);
+    live: a camera, or an address of no file and no known length; rate: frames a second; size: (width, height);
     length: how many frames will come, None if not known.
     """
 
@@ -49,7 +49,7 @@ class Video:
         rate, count = self.capture.get(cv2.CAP_PROP_FPS), int(self.capture.get(cv2.CAP_PROP_FRAME_COUNT))
         self.rate = rate if 0 < rate <= 1000 else 25.0
         self.size = image.shape[1::-1]
-        self.live = is_camera(source) or ("://" in source and count <= 0)
+        self.live = is_live(source) and count <= 0
         self.length = -(-count // every) if count > 0 and not self.live else None
         self.seconds = count / self.rate if self.length else 0.0  # of the whole file
         self.fault: str | None = None
