@@ -48,6 +48,7 @@ MAY_IMPORT = {
     "data": ["files"],
     "batches": ["sections", "augment", "data"],
     "sources": ["data"],
+    "video": ["sources"],
     "anchors": ["sections", "cfg", "data"],
     # views
     "plots": ["decoding"],
@@ -66,6 +67,7 @@ MAY_IMPORT = {
     "updates": ["sections", "schedule", "staged", "layers", "loss", "yolov5_loss", "adversarial", "model",
                 "distributed"],
     "progress": ["updates"],
+    "session": ["sources", "video", "plots", "output", "predict", "progress"],
     "board": ["result", "curves", "updates"],
     "runfolder": ["sections", "cfg", "files", "settings", "model", "weights", "checkpoint", "plots", "updates",
                   "board", "report", "result"],

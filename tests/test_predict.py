@@ -85,6 +85,22 @@ def test_an_image_alone_in_a_list_and_in_a_batch_is_the_same():
         assert all(map(same, singles, detector(images, 0.1, batch=batch)))
 
 
+def test_plain_arrays_are_the_same_detections():
+    (found,) = Detector.from_model(small_model())(pictures(1), 0.1)
+    arrays = found.numpy()
+    assert len(found.scores) and all(type(values) is np.ndarray for values in arrays)
+    for values, tensor in zip(arrays, found, strict=True):
+        np.testing.assert_array_equal(values, tensor.numpy())
+    assert [values.shape[1:] for values in found._replace(boxes=found.boxes[:0]).numpy()] == [(4,), (), ()]
+
+
+def test_live_pictures_are_asked_for_one_at_a_time():
+    given, images = [], pictures(4)
+    frames = (given.append(number) or image for number, image in enumerate(images))
+    for number, _ in enumerate(Detector.from_model(small_model()).stream(frames, batch=3, live=True)):
+        assert given == list(range(number + 1))
+
+
 def test_paths_and_arrays_mixed_keep_their_order(tmp_path):
     images = pictures(3)
     path = tmp_path / "b.png"

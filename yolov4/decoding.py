@@ -4,6 +4,7 @@ Source: Darknet's src/yolo_layer.c, get_yolo_box, get_yolo_detections, correct_y
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +26,11 @@ class Detections(NamedTuple):
     boxes: Tensor  # (n, 4) xyxy, pixels of the original image
     scores: Tensor  # (n,)
     labels: Tensor  # (n,) int64
+
+    def numpy(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """boxes, scores, labels as plain arrays, on the CPU."""
+        boxes, scores, labels = (values.cpu().numpy() for values in self)
+        return boxes, scores, labels
 
 
 def head_values(logits: Tensor, head: Head) -> Tensor:

@@ -1,9 +1,10 @@
 """What detect.py leaves: pictures and videos with boxes, labels for training, Darknet's .json.
-Source: Darknet's src/network.c, detection_to_json, for the keys."""
+Source: Darknet's src/network.c, detection_to_json, for the keys; src/detector.c, that it grows as results come."""
 
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
@@ -22,15 +23,18 @@ class Output:
         save_txt: bool,
         json_path: str | None,
     ):
-        self.folder, self.names, self.save_txt, self.json_path = Path(folder), names, save_txt, json_path
+        self.folder, self.names, self.save_txt = Path(folder), names, save_txt
         self.sources = {Path(source).resolve() for source in sources}
         self.stems: set[str] = set()
-        self.frames: list[dict] = []
         (self.folder / "labels" if save_txt else self.folder).mkdir(parents=True, exist_ok=True)
+        self.json = Path(json_path).open("w", encoding="utf-8") if json_path else None  # noqa: SIM115
+        self.frames = 0
 
     def place(self, source: str, suffix: str) -> Path:
         """The path for the output of a source."""
-        name = f"camera{source}" if source.isdigit() else Path(source.split("?")[0]).stem
+        address = urlsplit(source) if "://" in source else None  # whose password belongs in no name
+        name = (Path(address.path).stem or address.hostname or "stream") if address else Path(source).stem
+        name = f"camera{name}" if source.isdigit() else name
         number, stem = 1, name
         while stem.lower() in self.stems or (self.folder / f"{stem}{suffix}").resolve() in self.sources:
             number += 1
@@ -38,17 +42,20 @@ class Output:
         self.stems.add(stem.lower())  # some file systems know no capitals
         return self.folder / f"{stem}{suffix}"
 
-    def add(self, source: str, stem: str, image_size: tuple[int, int], detections: Detections) -> None:
-        """One picture or frame: keeps it for the .json, writes its labels where asked."""
-        if self.json_path:
-            self.frames.append(darknet_json(len(self.frames) + 1, source, self.names, image_size, detections))
+    def add(self, source: str, stem: str, image_size: tuple[int, int], detections: Detections, frame: int) -> None:
+        """One picture or frame, which has this number in its source: a line of the .json, its labels where asked."""
+        if self.json:
+            record = darknet_json(frame, source, self.names, image_size, detections)
+            self.json.write((",\n" if self.frames else "[\n") + json.dumps(record, ensure_ascii=False))
+            self.frames += 1
         if self.save_txt:
             text = label_lines(image_size, detections)
             (self.folder / "labels" / f"{stem}.txt").write_text(text, encoding="utf-8")
 
     def close(self) -> None:
-        if self.json_path:
-            Path(self.json_path).write_text(json.dumps(self.frames, indent=1, ensure_ascii=False), encoding="utf-8")
+        if self.json:
+            with self.json:
+                self.json.write("\n]\n" if self.frames else "[]\n")
 
 
 def darknet_json(
@@ -82,13 +89,32 @@ def write_picture(path: Path, image: np.ndarray) -> None:
     content.tofile(path)
 
 
-def video_writer(path: Path, rate: float, size: tuple[int, int]) -> cv2.VideoWriter:
-    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
-    if not writer.isOpened():
-        raise ValueError(
-            f"{path}: OpenCV cannot write an mp4 of {size[0]}x{size[1]} here, expected an OpenCV with FFmpeg"
-        )
-    return writer
+class VideoFile:
+    """An .mp4 of frames uint8 (H, W, 3) BGR; those of another size are scaled.  rate: a second; size: (width, height).
+    Raises ValueError where OpenCV cannot write one, from close() where not all frames got there."""
+
+    def __init__(self, path: Path, rate: float, size: tuple[int, int]):
+        self.path, self.size, self.frames = path, size, 0
+        self.writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
+        if not self.writer.isOpened():
+            raise ValueError(
+                f"{path}: OpenCV cannot write an mp4 of {size[0]}x{size[1]} here, expected an OpenCV with FFmpeg"
+            )
+
+    def write(self, image: np.ndarray, upto: int) -> None:
+        """Writes the image until there are `upto` frames: more than once where some were dropped before it."""
+        fitting = image if image.shape[1::-1] == self.size else cv2.resize(image, self.size)
+        for _ in range(upto - self.frames):
+            self.writer.write(fitting)
+        self.frames = upto
+
+    def close(self) -> None:
+        self.writer.release()
+        capture = cv2.VideoCapture(str(self.path))  # OpenCV's writer does not tell of a full disk
+        found = int(capture.get(cv2.CAP_PROP_FRAME_COUNT))
+        capture.release()
+        if found != self.frames:
+            raise ValueError(f"{self.path}: holds {found} of the {self.frames} frames written; is the disk full?")
 
 
 def _relative_cxcywh(image_size: tuple[int, int], corners: np.ndarray) -> np.ndarray:

@@ -116,9 +116,9 @@ class Detector:
         """Predictions one by one, in order; pictures are read and resized in threads while the network runs.
 
         batch: None is 8 on a GPU and 1 elsewhere.  on_error(source, error) is called for a picture that cannot be
-        read, which is then left out; without it the error is raised.  live: read no picture ahead.
+        read, which is then left out; without it the error is raised.  live: one at a time, none is read ahead.
         """
-        batch = batch or (8 if self.device.type == "cuda" else 1)
+        batch = 1 if live else batch or (8 if self.device.type == "cuda" else 1)
         prepared = self._read_ahead(sources, 0 if live else 2 * batch + WORKERS, on_error)
         try:
             while group := list(islice(prepared, batch)):

@@ -1,11 +1,8 @@
 """What detect.py is pointed at: pictures, folders, lists, globs, videos, cameras.
 No source: Darknet takes one picture, a list on stdin, or a video by another command."""
 
-from collections.abc import Iterator
 from pathlib import Path
-
-import cv2
-import numpy as np
+from urllib.parse import urlsplit
 
 from yolov4.data import read_image_list
 
@@ -39,24 +36,7 @@ def is_camera(source: str) -> bool:
     return source.isdigit() and not Path(source).exists()
 
 
-class Video:
-    """Frames of a video or a camera, uint8 (H, W, 3) BGR; rate: frames a second.  ValueError if it does not open."""
-
-    def __init__(self, source: str):
-        self.capture = cv2.VideoCapture(int(source) if is_camera(source) else source)
-        opened, self.first = self.capture.read()
-        if not opened:
-            self.capture.release()
-            raise ValueError(f"{source}: found no frame that OpenCV can read, expected a video or a camera's number")
-        rate = self.capture.get(cv2.CAP_PROP_FPS)
-        self.rate = rate if 1 <= rate <= 1000 else 25.0
-        self.size = self.first.shape[1::-1]
-
-    def __iter__(self) -> Iterator[np.ndarray]:
-        try:
-            more, frame = True, self.first
-            while more:
-                yield frame
-                more, frame = self.capture.read()
-        finally:
-            self.capture.release()
+def is_live(source: str) -> bool:
+    """Whether it may go on for ever: a camera, or an address that names no file of a known kind."""
+    named = Path(urlsplit(source).path).suffix.lower() if "://" in source else ".mp4"
+    return is_camera(source) or named not in PICTURES + VIDEOS
