@@ -38,6 +38,7 @@ def add_files(parser: argparse.ArgumentParser) -> None:
     add("--cfg", help=f"the network and its recipe (default {CFG})")
     add("--weights", help=f".weights to start from, whole or partial (default: {WEIGHTS} without --cfg, else none)")
     add("--clear", action="store_true", help="start at iteration 0 whatever the weights have seen")
+    add("--freeze", type=int, default=0, metavar="N", help="the first N layers keep their weights")
     add("--name", help="the run's folder in --runs (default: the cfg's name)")
     add("--runs", default="runs", help="where runs are kept (default %(default)s)")
     add("--resume", nargs="?", const="", metavar="RUN", help="go on with a run (default: the newest)")

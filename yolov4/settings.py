@@ -20,6 +20,7 @@ class Settings:
     data: str | None = None
     weights: str | None = None
     clear: bool = False
+    freeze: int = 0  # first layers that keep their weights and rolling averages
     device: str | None = None
     amp: str = "off"
     ema: float = 0.0
