@@ -42,6 +42,7 @@ WORDS = {
     r"--cases \d+": "--cases 40",
     r"--kills \d+": "--kills 1",
     r"(make_shapes\.py)": r"\1 --images 10",
+    r"(train\.py --data(?!.*--weights).*)": r"\1 --weights X.weights",  # fresh ones explode after two iterations
     r"(train\.py(?! --resume\b).*)": r"\1 --max-batches 2 --batch 4 --subdivisions 1 --workers 0 --ema",
 }
 # Capitals that are no placeholder: files and folders that MATERIAL makes, and plain names.

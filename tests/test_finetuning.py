@@ -126,7 +126,8 @@ def test_training_from_other_classes_starts_at_0_and_says_so(work):  # noqa: F81
 @pytest.mark.parametrize("freeze", [1, 3])
 def test_frozen_layers_keep_every_bit_and_the_others_learn(work, freeze):  # noqa: F811
     write_cfg(work, iterations=3)
-    (work / "tiny.cfg").write_text((work / "tiny.cfg").read_text().replace("[net]", "[net]\nadversarial_lr=.05", 1))
+    text = (work / "tiny.cfg").read_text().replace("burn_in=4", "burn_in=0\nadversarial_lr=.05")
+    (work / "tiny.cfg").write_text(text)  # the third iteration starts with an attack
     source, weights = trained_elsewhere(work)
     run = Training(settings(work, weights=weights, freeze=freeze, ema=0.9, clear=True), work / "runs/run", say=print)
     run.run()
