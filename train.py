@@ -55,6 +55,7 @@ def add_files(parser: argparse.ArgumentParser) -> None:
     add("--recipe", help="a file of flags and keys, by path or as cfg/NAME.recipe; flags beside it count more")
     add("--download", action="store_true", help=f"bring the weights if they are missing: {', '.join(PRETRAINED)}")
     add("--clear", action="store_true", help="start at iteration 0 whatever the weights have seen")
+    add("--freeze", type=int, default=0, metavar="N", help="the first N layers keep their weights")
     add("--name", help="the run's folder in --runs (default: the recipe's or the cfg's name)")
     add("--runs", default="runs", help="where runs are kept (default %(default)s)")
     add("--resume", nargs="?", const="", metavar="RUN", help="go on with a run (default: the newest)")

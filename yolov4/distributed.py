@@ -67,8 +67,13 @@ class Processes:
 
 
 def rolling_averages(model: nn.Module) -> dict[str, Tensor]:
-    """Means and variances of all batch normalisations."""
-    return {name: buffer for name, buffer in model.named_buffers() if name.endswith(("running_mean", "running_var"))}
+    """Means and variances of all batch normalisations that are in training."""
+    return {
+        f"{name}.{key}": getattr(module, key)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.BatchNorm2d) and module.training
+        for key in ("running_mean", "running_var")
+    }
 
 
 def local_rank() -> int:

@@ -23,6 +23,7 @@ class Settings:
     recipe: str | None = None
     loss: str = "darknet"
     clear: bool = False
+    freeze: int = 0  # first layers that keep their weights and rolling averages
     device: str | None = None
     amp: str = "off"
     ema: float = 0.0

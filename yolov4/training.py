@@ -53,10 +53,11 @@ class Training:
             self.model.set_head_biases(prior_biases)  # what a file of weights holds takes their place
         if len(self.names) != self.model.heads[-1].classes:
             found = f"{len(self.names)} names, but {self.network.name} has {self.model.heads[-1].classes} classes"
-            raise ValueError(f"{settings.names}: {found}, expected as many")
+            raise ValueError(f"{settings.names}: {found}, expected as many: `python -m yolov4.blueprint` takes --names")
         self.paths = self._inspect(paths)
         self.faults = Faults(len(self.paths), self.say)
-        self.updater = Updater(self.model, self.net, self.processes, settings.amp, settings.loss)
+        options = {"amp": settings.amp, "loss": settings.loss, "freeze": settings.freeze}
+        self.updater = Updater(self.model, self.net, self.processes, **options)
         self.ema = Ema(self.model, self.net, settings.ema)
         self.progress = self._restore(checkpoint) if checkpoint else self._start()
         if self.progress.iteration >= self.net.max_batches:
@@ -184,15 +185,20 @@ class Training:
 
     def _start(self) -> Progress:
         """From fresh weights, from a partial file, or on from the iteration that seen / batch of a file says."""
-        if not self.settings.weights:
+        weights, freeze = self.settings.weights, self.settings.freeze
+        loaded = load_weights(self.model, weights, other_classes=True) if weights else None
+        if freeze > (layers := loaded.layers if loaded else 0):
+            raise ValueError(f"--freeze {freeze}, but {layers} layers come from --weights, expected as many or more")
+        if not loaded:
             self.say("from fresh weights (no --weights)")
             return Progress()
-        loaded = load_weights(self.model, self.settings.weights)
-        iteration = 0 if self.settings.clear else loaded.seen // self.net.batch
+        iteration = 0 if self.settings.clear or loaded.classes else loaded.seen // self.net.batch
         self.model.weights_version = VERSION
         self.ema.restart(self.model)
-        seen = f"{loaded.seen:,} images seen, so on from iteration {iteration} of {self.net.max_batches}"
-        self.say(f"{self.settings.weights}: {loaded}; " + ("from iteration 0" if not iteration else seen))
+        start = f"{loaded.seen:,} images seen, so on from iteration {iteration} of {self.net.max_batches}"
+        if not iteration:
+            start = "from iteration 0" + (", what it has seen was other data" if loaded.classes else "")
+        self.say(f"{weights}: {loaded}; {start}" + (f"; the first {freeze} layers stay frozen" if freeze else ""))
         return Progress(iteration)
 
     def _inspect(self, paths: list[Path]) -> list[Path]:

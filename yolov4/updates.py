@@ -41,13 +41,28 @@ class Updater:
     The sum of the deltas of `batch` images is divided by batch, whatever the subdivisions and processes are; decay
     acts on the weights of convolutions and shortcuts, not on biases and batch normalisation; momentum is plain, or
     Nesterov's where [net] says so.
+    freeze: the first layers, so many, keep weights and rolling averages.  Raises ValueError where that is too many.
     """
 
-    def __init__(self, model: Darknet, net: Net, processes: Processes, amp: str = "off", loss: str = "darknet"):
-        self.model, self.net, self.processes = model, net, processes
+    def __init__(
+        self,
+        model: Darknet,
+        net: Net,
+        processes: Processes,
+        *,
+        amp: str = "off",
+        loss: str = "darknet",
+        freeze: int = 0,
+    ):
+        self.model, self.net, self.processes, self.freeze = model, net, processes, freeze
+        first, name = model.heads[0].index, model.network.name
+        if not 0 <= freeze < first:
+            raise ValueError(
+                f"--freeze {freeze}, but the first head of {name} is layer {first}, expected 0..{first - 1}"
+            )
         self.device = next(model.parameters()).device
         self.loss = LOSSES[loss](model.heads, net)
-        for layer in model.layers[: self._kept() + 1]:
+        for layer in model.layers[: max(freeze, self._kept() + 1)]:
             layer.requires_grad_(False)
         self.optimiser = torch.optim.SGD(
             _groups(model, net.decay), lr=net.learning_rate, momentum=net.momentum, nesterov=net.nesterov
@@ -62,6 +77,7 @@ class Updater:
         """Iteration counted from 1.  batches: images uint8 (B, 3, H, W) RGB, targets (T, 6), image files; this
         process' mini-batches are taken from it.  Raises NonFiniteLoss before anything is changed."""
         self.model.train()
+        self.model.layers[: self.freeze].eval()
         self.model.frozen = self._frozen(iteration)
         before = {k: v.clone() for k, v in rolling_averages(self.model).items()} if self.processes.world > 1 else {}
         self.optimiser.zero_grad(set_to_none=False)
@@ -103,6 +119,7 @@ class Updater:
         """
         images = images.detach().requires_grad_()
         normalisations = [module for module in self.model.modules() if isinstance(module, nn.BatchNorm2d)]
+        normalisations = [module for module in normalisations if module.training]
         for module in normalisations:
             module.eval()
         parts = self.mini_batches * self.processes.world

@@ -2,6 +2,7 @@
 Source: Darknet's src/parser.c, load_weights_upto and save_weights_upto."""
 
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -13,52 +14,56 @@ from yolov4.layers import Add, Implicit
 from yolov4.model import Darknet
 
 VERSION = (0, 2, 5)  # what Darknet writes
+MOST_CLASSES = 10_000  # that a file is taken for: YOLO9000 has 9,418
+Groups = list[tuple[int, list[Tensor]]]  # index of a layer, its tensors in the order of the file
 
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """What a file held: images seen in training, the header's version, and how many layers of how many."""
+    """What a file held: images seen in training, the header's version, and how many layers of how many; of another
+    number of classes: that number, and how many layers before the heads were left out for it."""
 
     seen: int
     version: tuple[int, int, int]
     layers: int
     of: int
+    classes: int | None = None
+    left_out: int = 0
 
     def __str__(self) -> str:
-        rest = "" if self.layers == self.of else ", the rest keeps its values"
-        return f"loaded {self.layers} of {self.of} layers{rest}"
+        text = f"loaded {self.layers} of {self.of} layers"
+        if self.classes:
+            text += f" of {self.classes} classes; the {self.left_out} before the heads start fresh"
+        return text if self.layers + self.left_out == self.of else f"{text}, the rest keeps its values"
 
 
-def load_weights(model: Darknet, path: str | Path) -> LoadedWeights:
+def load_weights(model: Darknet, path: str | Path, other_classes: bool = False) -> LoadedWeights:
     """Reads a .weights file into the model; a file that ends after a layer is partial and fine (yolov4.conv.137).
 
+    other_classes: a file of another number of classes is fine too; the convolutions before the heads keep their values.
     Raises ValueError, and leaves the model as it was, for anything else that does not fit.
     """
     path = Path(path)
     version, seen, header = _read_header(path)
-    size = path.stat().st_size - header
     groups = _parameter_groups(model)
     skipped = set()
-    if size != 4 * sum(t.numel() for _, tensors in groups for t in tensors):
+    if path.stat().st_size - header != 4 * sum(_floats(groups)):
         everything, groups = groups, _loaded_groups(model, groups)
         skipped = {index for index, _ in everything} - {index for index, _ in groups}
-    ends = np.cumsum([0] + [sum(t.numel() for t in tensors) for _, tensors in groups])
-    floats = size // 4
-    if size % 4 or floats not in ends[1:]:
-        raise ValueError(_misfit(model, path, size, ends, groups))
-    values = torch.from_numpy(np.fromfile(path, "<f4", offset=header))
-    if not values.isfinite().all():
-        layer = groups[int(np.searchsorted(ends, int((~values.isfinite()).nonzero()[0]), side="right")) - 1][0]
-        raise ValueError(f"{path}: holds values in layer {layer} that are no numbers, expected trained weights")
-    loaded = int(np.searchsorted(ends, floats))
-    start = 0
+    classes, parts = _read_body(model, path, header, groups, other_classes)
+    left_out = 0
     with torch.no_grad():
-        for tensor in (t for _, tensors in groups[:loaded] for t in tensors):
-            tensor.copy_(values[start : start + tensor.numel()].view(tensor.shape))
-            start += tensor.numel()
-    model.weights_version, model.seen = version, seen
-    layers = len(model.plan) if loaded == len(groups) else groups[loaded - 1][0] + 1
-    return LoadedWeights(seen, version, layers - sum(index < layers for index in skipped), len(model.plan))
+        for (_, tensors), part in zip(groups, parts, strict=False):
+            sizes = [tensor.numel() for tensor in tensors]
+            if len(part) != sum(sizes):
+                left_out += 1
+                continue
+            for tensor, values in zip(tensors, part.split(sizes), strict=True):
+                tensor.copy_(values.view(tensor.shape))
+    model.weights_version, model.seen = version, 0 if classes else seen
+    layers = len(model.plan) if len(parts) == len(groups) else groups[len(parts) - 1][0] + 1
+    layers -= left_out + sum(index < layers for index in skipped)
+    return LoadedWeights(seen, version, layers, len(model.plan), classes, left_out)
 
 
 def save_weights(model: Darknet, path: str | Path, seen: int | None = None, upto: int | None = None) -> None:
@@ -80,9 +85,9 @@ def save_weights(model: Darknet, path: str | Path, seen: int | None = None, upto
                     tensor.detach().float().cpu().contiguous().numpy().astype("<f4", copy=False).tofile(file)
 
 
-def _parameter_groups(model: Darknet) -> list[tuple[int, list[Tensor]]]:
+def _parameter_groups(model: Darknet) -> Groups:
     """(index of the layer, its tensors in the order of the file) of every layer that has any"""
-    groups: list[tuple[int, list[Tensor]]] = []
+    groups: Groups = []
     for index, module in enumerate(model.layers):
         if isinstance(module, Add | Implicit) and module.weight is not None:
             groups.append((index, [module.weight]))
@@ -98,7 +103,7 @@ def _parameter_groups(model: Darknet) -> list[tuple[int, list[Tensor]]]:
     return groups
 
 
-def _loaded_groups(model: Darknet, groups: list[tuple[int, list[Tensor]]]) -> list[tuple[int, list[Tensor]]]:
+def _loaded_groups(model: Darknet, groups: Groups) -> Groups:
     """What a file holds by the cfg's dontload and dontloadscales; one that training wrote is complete all the same."""
     sections, kept = model.sections, []
     for index, tensors in groups:
@@ -115,7 +120,8 @@ def _read_header(path: Path) -> tuple[tuple[int, int, int], int, int]:
     kinds = {b"PK\x03\x04": "a .pt checkpoint or a zip", b"\x80": "a pickled checkpoint", b"[net]": "a .cfg"}
     for signature, kind in kinds.items():
         if start.startswith(signature):
-            raise ValueError(f"{path}: is {kind}, expected a Darknet .weights file")
+            advice = f" (`python cvt2darknet.py {path}` writes one)" if signature == b"PK\x03\x04" else ""
+            raise ValueError(f"{path}: is {kind}, expected a Darknet .weights file{advice}")
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         raise ValueError(f"{path}: is an HTML page, expected a Darknet .weights file: the download went wrong")
     if len(start) < 16:
@@ -131,29 +137,74 @@ def _read_header(path: Path) -> tuple[tuple[int, int, int], int, int]:
     return version, seen, 20 if wide else 16
 
 
-def _misfit(model: Darknet, path: Path, size: int, ends: np.ndarray, groups: list[tuple[int, list[Tensor]]]) -> str:
-    """Why a body of `size` bytes does not fit, in one sentence."""
+def _read_body(
+    model: Darknet, path: Path, header: int, groups: Groups, other_classes: bool
+) -> tuple[int | None, tuple[Tensor, ...]]:
+    """(the file's number of classes where it is another than the model's, the values of each group that it holds)"""
+    size = path.stat().st_size - header
+    readings = [] if size % 4 else _readings(model, groups, size // 4)
+    if readings:
+        values = torch.from_numpy(np.fromfile(path, "<f4", offset=header))
+        split = [(classes, values.split(sizes)) for classes, sizes in readings]
+        readings = [(classes, parts) for classes, parts in split if not classes or _variances_hold(groups, parts)]
+    if len(readings) != 1 or (readings[0][0] and not other_classes):
+        raise ValueError(_misfit(model, path, size, groups, [classes for classes, _ in readings]))
+    classes, parts = readings[0]
+    for (layer, _), part in zip(groups, parts, strict=False):
+        if not part.isfinite().all():
+            raise ValueError(f"{path}: holds values in layer {layer} that are no numbers, expected trained weights")
+    return classes, parts
+
+
+def _readings(model: Darknet, groups: Groups, floats: int) -> list[tuple[int | None, list[int]]]:
+    """How a body may be cut: (None, floats of each group), or where that does not fit (classes, floats of each group)
+    for every other number of classes that makes it end after a group."""
+    own = _floats(groups)
+    ends = list(accumulate(own))
+    if floats in ends:
+        return [(None, own[: ends.index(floats) + 1])]
+    before = {head.index - 1: head.classes for head in model.heads if head.index}
+    if not all(isinstance(model.layers[index], nn.Sequential) for index in before):
+        return []
+    a_class = [
+        size // (5 + before[index]) if index in before else 0 for (index, _), size in zip(groups, own, strict=True)
+    ]
+    found = []
+    for count, end in enumerate(ends, 1):
+        per_class = sum(a_class[:count])
+        more, rest = divmod(floats - end, per_class) if per_class else (0, 1)
+        if not rest and 0 < (classes := model.heads[0].classes + more) <= MOST_CLASSES:
+            found.append((classes, [size + more * each for size, each in zip(own[:count], a_class, strict=False)]))
+    return found
+
+
+def _variances_hold(groups: Groups, parts: tuple[Tensor, ...]) -> bool:
+    """Whether no rolling variance is negative (by more than a denormal, which some real files hold), as many are where
+    a file is cut in the wrong places."""
+    for (_, tensors), part, floats in zip(groups, parts, _floats(groups), strict=False):
+        filters = len(tensors[0])
+        if len(tensors) == 5 and len(part) == floats and (part[3 * filters : 4 * filters] < -1e-6).any():
+            return False
+    return True
+
+
+def _floats(groups: Groups) -> list[int]:
+    return [sum(tensor.numel() for tensor in tensors) for _, tensors in groups]
+
+
+def _misfit(model: Darknet, path: Path, size: int, groups: Groups, classes: list[int]) -> str:
+    """Why a body of `size` bytes does not fit, in one sentence.  classes: what it may be of."""
+    ends = np.cumsum([0, *_floats(groups)])
     name, floats, expected = model.network.name, size // 4, int(ends[-1])
     found = f"{path}: holds {floats:,} floats" + (f" and {size % 4} bytes" if size % 4 else "")
-    classes = _classes_of(model, floats - expected)
-    if not size % 4 and classes:
+    if classes:
         return (
-            f"{found}, weights of {classes} classes, but {name} has {model.heads[0].classes} classes "
-            f"({expected:,} floats); take the cfg of the weights, or their first layers alone (cvt2darknet.py --upto)"
+            f"{found}, weights of {' or '.join(map(str, classes))} classes, but {name} has {model.heads[0].classes} "
+            f"classes ({expected:,} floats); take the cfg of the weights, or train from them: `train.py --weights` "
+            "loads all but the heads"
         )
     if floats >= expected:
         return f"{found}, too long for {name}, expected {expected:,}"
     group = int(np.searchsorted(ends, floats, side="right")) - 1
     layer, end = groups[group][0], int(ends[group + 1])
     return f"{found}, cut in layer {layer} of {name}, expected {end:,} up to its end or {expected:,} in all"
-
-
-def _classes_of(model: Darknet, more: int) -> int | None:
-    """The number of classes that would make the network's weights `more` floats longer, if there is one."""
-    before = [(head, model.layers[head.index - 1]) for head in model.heads if head.index]
-    convolutions = [(head, layer[0]) for head, layer in before if isinstance(layer, nn.Sequential)]
-    per_class = sum(len(head.anchors) * (layer.weight[0].numel() + 1) for head, layer in convolutions)
-    if not per_class or more % per_class or more == 0:
-        return None
-    classes = model.heads[0].classes + more // per_class
-    return classes if classes > 0 else None
