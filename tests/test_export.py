@@ -18,7 +18,7 @@ from yolov4.weights import save_weights
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
-onnxruntime = pytest.importorskip("onnxruntime")
+pytest.importorskip("onnxruntime")
 
 from yolov4 import export  # noqa: E402
 from yolov4.runtime import OnnxNetwork  # noqa: E402
@@ -69,7 +69,7 @@ scale_x_y=2.0
 nms_kind=greedynms
 """
 NAMES = ['Ä, "quoted"', "dog"]
-THRESH, NMS_THRESH = 0.3, 0.4
+THRESH, NMS_THRESH = 0.25, 0.4
 
 
 def small_model() -> Darknet:
@@ -93,6 +93,16 @@ def in_torch(model: Darknet, images: torch.Tensor) -> tuple[torch.Tensor, torch.
     boxes = torch.cat([flat(each.boxes, 4) for each in heads], 1)
     scores = torch.cat([flat(each.classes * each.objectness[..., None], 2) for each in heads], 1)
     return torch.cat((boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2), -1), scores
+
+
+def assert_same(found, expected, picture: np.ndarray, tolerance: float) -> None:
+    """Class, box relative to the picture and score equal as sets: those of nearly one score may change places."""
+    scale = torch.tensor(picture.shape[1::-1] * 2)
+    rows = [torch.cat((e.labels[:, None], e.boxes / scale, e.scores[:, None]), 1) for e in (found, expected)]
+    assert len(rows[0]) == len(rows[1])
+    if len(rows[0]):
+        away = torch.cdist(*rows, p=torch.inf)
+        assert max(away.amin(0).max(), away.amin(1).max()) < tolerance
 
 
 @pytest.fixture(scope="module")
@@ -123,12 +133,12 @@ def test_any_batch_gives_what_torch_gives(files, batch):
         torch.testing.assert_close(values, expected, atol=1e-5, rtol=1e-5)
 
 
-def test_boxes_and_scores_by_hand(files, tmp_path):
-    graph = onnxruntime.InferenceSession(files["plain"]).get_inputs(), OnnxNetwork(files["plain"])
-    assert graph[0][0].shape == ["batch", 3, 32, 64]
-    boxes, scores = graph[1](random_images(1))
+def test_the_graph_says_its_shapes_and_predictions_lie_in_the_documented_order(files):
+    network = OnnxNetwork(files["plain"])
+    shapes = [value.shape for value in (*network.session.get_inputs(), *network.session.get_outputs())]
+    assert shapes == [["batch", 3, 32, 64], ["batch", 72, 4], ["batch", 72, 2]]
+    boxes, _ = network(random_images(1))
     # 2 anchors of 4 x 8 cells, then 1 of 2 x 4
-    assert boxes.shape == (1, 72, 4) and scores.shape == (1, 72, 2)
     centres = (boxes[0, :, :2] + boxes[0, :, 2:]) / 2
     # prediction 11 is anchor 0, row 1, column 3: within scale_x_y of its cell
     assert (centres[11] * torch.tensor([8.0, 4.0]) - torch.tensor([3.5, 1.5])).abs().max() < 0.56
@@ -138,41 +148,34 @@ def test_nms_in_the_graph_keeps_what_torchvision_keeps(files):
     images = random_images(3)
     boxes, scores = in_torch(small_model(), images)
     numbers, rows, labels = (scores > THRESH).nonzero(as_tuple=True)
-    best = scores[numbers, rows, labels]
-    kept = batched_nms(boxes[numbers, rows], best, numbers * 2 + labels, NMS_THRESH)
+    best, group = scores[numbers, rows, labels], numbers * 2 + labels
+    kept = batched_nms(boxes[numbers, rows], best, group, NMS_THRESH)  # by falling score
+    kept = kept[group[kept].argsort(stable=True)]
     assert 6 < len(kept) < len(best)
-    expected = {
-        (numbers[i].item(), labels[i].item(), round(best[i].item(), 4)): boxes[numbers[i], rows[i]] for i in kept
-    }
-    found_boxes, found_scores, found_labels, found_numbers = OnnxNetwork(files["suppressed"])(images)
-    assert len(found_scores) == len(kept)
-    keys = zip(found_numbers.tolist(), found_labels.tolist(), found_scores.tolist(), strict=True)
-    for (number, label, score), box in zip(keys, found_boxes, strict=True):
-        torch.testing.assert_close(box, expected[number, label, round(score, 4)], atol=1e-5, rtol=1e-5)
+    found = OnnxNetwork(files["suppressed"])(images)
+    for values, expected in zip(found, (boxes[numbers, rows], best, labels, numbers), strict=True):
+        torch.testing.assert_close(values, expected[kept], atol=1e-5, rtol=1e-5)
 
 
 def test_detector_of_the_file_finds_what_the_weights_find(files, pictures):
     exported, original = Detector(weights=files["plain"]), Detector(files["cfg"], files["weights"])
     assert exported.letter_box and exported.names == NAMES
     assert sum(len(each.scores) for each in original(pictures, 0.2)) > 10
-    for options in ({}, {"batch": 3}, {"nms_thresh": 0}, {"thresh": 0.35}):
-        for found, expected in zip(
-            *(each(pictures, **{"thresh": 0.2} | options) for each in (exported, original)), strict=True
-        ):
-            assert found.labels.tolist() == expected.labels.tolist()
-            torch.testing.assert_close(found.boxes, expected.boxes, atol=1e-3, rtol=1e-4)
-            torch.testing.assert_close(found.scores, expected.scores, atol=1e-5, rtol=1e-5)
+    for options in ({}, {"batch": 3}, {"nms_thresh": 0}, {"thresh": 0.28}):
+        both = [detector(pictures, **{"thresh": 0.2} | options) for detector in (exported, original)]
+        for found, expected, picture in zip(*both, pictures, strict=True):
+            assert_same(found, expected, picture, 1e-5)
 
 
 def test_detector_of_a_file_with_nms_takes_its_thresholds_and_stricter_ones(files, pictures):
     detector = Detector(weights=files["suppressed"])
-    loose, strict = (detector(pictures, thresh, NMS_THRESH) for thresh in (THRESH, 0.35))
+    loose, strict = (detector(pictures, thresh, NMS_THRESH) for thresh in (THRESH, 0.28))
     for all_found, found in zip(loose, strict, strict=True):
         assert (all_found.scores.diff() <= 0).all()
-        assert found.scores.tolist() == [score for score in all_found.scores.tolist() if score > 0.35]
+        assert found.scores.tolist() == [score for score in all_found.scores.tolist() if score > 0.28]
     assert 0 < sum(len(each.scores) for each in strict) < sum(len(each.scores) for each in loose)
-    for thresh, nms_thresh in ((0.25, NMS_THRESH), (THRESH, 0.45)):
-        with pytest.raises(ValueError, match=r"thresh 0\.3 and nms 0\.4, but"):
+    for thresh, nms_thresh in ((0.2, NMS_THRESH), (THRESH, 0.45)):
+        with pytest.raises(ValueError, match=r"thresh 0\.25 and nms 0\.4, but"):
             detector(pictures, thresh, nms_thresh)
 
 
@@ -270,9 +273,4 @@ def test_real_pictures_as_without_onnx(shared, tmp_path, name):
     exported = Detector(weights=tmp_path / "x.onnx")
     for picture in ("dog.jpg", "person.jpg", "applemosaic.png"):
         path = photograph(shared, picture)
-        found, expected = exported(path)[0], original(path)[0]
-        height, width = cv2.imread(str(path)).shape[:2]
-        scale = torch.tensor([width, height] * 2)
-        assert found.labels.tolist() == expected.labels.tolist()
-        torch.testing.assert_close(found.boxes / scale, expected.boxes / scale, atol=1e-3, rtol=0)
-        torch.testing.assert_close(found.scores, expected.scores, atol=1e-3, rtol=0)
+        assert_same(exported(path)[0], original(path)[0], cv2.imread(str(path)), 1e-3)

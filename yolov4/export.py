@@ -76,7 +76,7 @@ class Decoding(nn.Module):
 def export_onnx(
     model: Darknet, path: str | Path, names: Sequence[str] | None = None, suppression: Suppression | None = None
 ) -> Exported:
-    """Writes a network, which is fused by it, at the cfg's size.
+    """Writes a network at the cfg's size; it is fused by that, and moved to the CPU.
 
     The graph: images (batch, C, h, w) -> boxes, scores as `Decoding`; with suppression -> boxes (n, 4), scores (n,),
     labels (n,), image_index (n,), by image, class and falling score.  The metadata hold the cfg and what else
