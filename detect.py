@@ -26,7 +26,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     sources = "pictures, folders, .txt lists, globs, videos, a camera's number, addresses (rtsp://, http://)"
     parser.add_argument("sources", nargs="*", metavar="SOURCE", help=sources)
-    parser.add_argument("--weights", help=".weights, or a .pt checkpoint (default: the newest run's)")
+    parser.add_argument("--weights", help=".weights, a .pt checkpoint, an .onnx (default: the newest run's)")
     parser.add_argument("--cfg", help="default: the .cfg beside the weights")
     parser.add_argument("--names", help="default: the .names beside the weights, else class numbers")
     parser.add_argument("--thresh", type=float, default=0.25, help="least confidence (default %(default)s)")
@@ -61,7 +61,7 @@ def pictures_of(run: Path) -> list[str]:
 def main() -> None:
     arguments = parse_arguments()
     with one_line_errors("detect.py"):
-        files = network_files(arguments.weights, arguments.cfg, arguments.names, arguments.runs)
+        files = network_files(arguments.weights, arguments.cfg, arguments.names, arguments.runs, exported=True)
         sources = arguments.sources or pictures_of(files.run)
         print(files if arguments.sources else f"{files}; {len(sources)} pictures of its validation list", flush=True)
         for variable, quiet in (("OPENCV_LOG_LEVEL", "SILENT"), ("OPENCV_FFMPEG_LOGLEVEL", "-8")):

@@ -61,7 +61,9 @@ MAY_IMPORT = {
     # loops
     "checkpoint": ["cfg", "files", "runs", "model", "weights"],
     "verify": ["decoding", "model", "weights"],
-    "predict": ["cfg", "data", "decoding", "model", "checkpoint"],
+    "runtime": ["cfg", "plan", "decoding"],
+    "export": ["boxes", "cfg", "decoding", "files", "model", "runtime", "verify"],
+    "predict": ["cfg", "data", "decoding", "model", "checkpoint", "runs", "runtime"],
     "evaluation": ["sections", "boxes", "decoding", "data", "metrics", "result", "model", "predict"],
     "distributed": [],
     "updates": ["sections", "schedule", "staged", "layers", "loss", "yolov5_loss", "adversarial", "model",

@@ -39,6 +39,15 @@ def head_values(logits: Tensor, head: Head) -> Tensor:
     return logits.float().view(batch, len(head.anchors), 5 + head.classes, h, w).permute(0, 1, 3, 4, 2)
 
 
+class Candidates(NamedTuple):
+    """What is above the threshold in a batch, a row for each class, before the suppression."""
+
+    images: Tensor  # (n,) number in the batch
+    boxes: Tensor  # (n, 4) cxcywh relative to the network input
+    scores: Tensor  # (n,)
+    labels: Tensor  # (n,) int64
+
+
 def head_outputs(logits: Tensor, head: Head) -> Tensor:
     """logits (B, A * (5 + C), h, w) -> what Darknet's layer holds, float32 (B, A, h, w, 5 + C): x, y in cells from
     the cell's corner; w, h as logits, or after the logistic with new_coords; probabilities."""
@@ -93,32 +102,44 @@ def detections_from_logits(
     where objectness > thresh, with every class whose objectness * probability > thresh.  The last head's nms_kind and
     beta_nms hold, as in Darknet; nms_thresh 0 leaves the suppression out.
     """
-    batch = len(logits[0])
-    sizes = [image_size] * batch if isinstance(image_size[0], int) else image_size
     network_size = (logits[0].shape[3] * heads[0].stride, logits[0].shape[2] * heads[0].stride)
     found = [_candidates(decode(each, head), thresh) for each, head in zip(logits, heads, strict=True)]
-    images, boxes, scores, labels = (torch.cat(parts) for parts in zip(*found, strict=True))
+    candidates = Candidates(*map(torch.cat, zip(*found, strict=True)))
+    sizes = [image_size] * len(logits[0]) if isinstance(image_size[0], int) else image_size
+    return detections_from_candidates(candidates, heads[-1], sizes, network_size, nms_thresh, letter_box)
+
+
+def detections_from_candidates(
+    candidates: Candidates,
+    head: Head,
+    image_sizes: Sequence[tuple[int, int]],
+    network_size: tuple[int, int],
+    nms_thresh: float,
+    letter_box: bool,
+) -> list[Detections]:
+    """Candidates of a batch -> one Detections an image; sizes are (width, height) in pixels.  The head's nms_kind and
+    beta_nms hold; nms_thresh 0 leaves the suppression out."""
     detections = []
-    for image, size in enumerate(sizes):
-        of_image = images == image
-        picked = [values[of_image] for values in (boxes, scores, labels)]
+    for image, size in enumerate(image_sizes):
+        of_image = candidates.images == image
+        boxes, scores, labels = (values[of_image] for values in candidates[1:])
         if letter_box:
-            picked[0] = _undo_letterbox(picked[0], size, network_size)
+            boxes = _undo_letterbox(boxes, size, network_size)
         if nms_thresh:
-            order = nms(*picked, nms_thresh, heads[-1].nms_kind, heads[-1].beta_nms)
+            order = nms(boxes, scores, labels, nms_thresh, head.nms_kind, head.beta_nms)
         else:
-            order = picked[1].argsort(descending=True, stable=True)
-        pixels = picked[0].new_tensor((*size, *size))
-        detections.append(Detections(cxcywh_to_xyxy(picked[0][order]) * pixels, picked[1][order], picked[2][order]))
+            order = scores.argsort(descending=True, stable=True)
+        pixels = boxes.new_tensor((*size, *size))
+        detections.append(Detections(cxcywh_to_xyxy(boxes[order]) * pixels, scores[order], labels[order]))
     return detections
 
 
-def _candidates(decoded: Decoded, thresh: float) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """image index (n,), boxes (n, 4) cxcywh, scores (n,), labels (n,) of all classes above thresh"""
+def _candidates(decoded: Decoded, thresh: float) -> Candidates:
+    """All classes above thresh of one head's predictions."""
     places = (decoded.objectness > thresh).nonzero(as_tuple=True)  # image, anchor, row, column
     scores = decoded.objectness[places][:, None] * decoded.classes[places]  # (m, C)
     rows, labels = (scores > thresh).nonzero(as_tuple=True)
-    return places[0][rows], decoded.boxes[places][rows], scores[rows, labels], labels
+    return Candidates(places[0][rows], decoded.boxes[places][rows], scores[rows, labels], labels)
 
 
 def fitted_size(image_size: tuple[int, int], network_size: tuple[int, int]) -> tuple[int, int]:

@@ -159,4 +159,4 @@ class Implicit(nn.Module):
         nn.init.uniform_(self.weight, self.mean - self.std, self.mean + self.std, generator=generator)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.weight.expand(len(x), -1, -1, -1)
+        return self.weight.expand(x.shape[0], -1, -1, -1)

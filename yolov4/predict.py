@@ -22,6 +22,8 @@ from yolov4.checkpoint import load_network
 from yolov4.data import load_image
 from yolov4.decoding import Detections, detections_from_logits, fitted_size
 from yolov4.model import Darknet
+from yolov4.runs import is_onnx
+from yolov4.runtime import OnnxNetwork
 
 Source = str | Path | np.ndarray
 WORKERS = min(8, os.cpu_count() or 1)  # threads that read and resize pictures while the network runs
@@ -74,12 +76,19 @@ def choose_device(name: str | None = None) -> torch.device:
 class Detector:
     """A network ready to detect: fused, on its device (found by itself: cuda, mps, cpu).
 
-    cfg may be None where weights is a .pt checkpoint.  names: a list, a .names file, or None for those of the
-    checkpoint, else class numbers.  letter_box: None takes the cfg's.  Raises ValueError for what does not fit.
+    cfg may be None where weights is a .pt checkpoint, and has to be for an .onnx by export.py, which ONNX Runtime runs
+    on the CPU.  names: a list, a .names file, or None for those in the weights, else class numbers.  letter_box: None
+    takes the cfg's.  Raises ValueError for what does not fit.
     """
 
-    def __init__(self, cfg, weights, names=None, device=None, letter_box: bool | None = None):
-        model, found = load_network(weights, cfg)
+    def __init__(self, cfg=None, weights=None, names=None, device=None, letter_box: bool | None = None):
+        if is_onnx(weights):
+            if cfg is not None or device not in (None, "cpu"):
+                raise ValueError(f"{weights}: holds its cfg and runs on the CPU, expected no other cfg or device")
+            model, device = OnnxNetwork(weights), "cpu"
+            found = model.names
+        else:
+            model, found = load_network(weights, cfg)
         self._prepare_model(model, found if names is None else names, choose_device(device), letter_box)
 
     @classmethod
@@ -126,7 +135,9 @@ class Detector:
         finally:
             prepared.close()
 
-    def _prepare_model(self, model: Darknet, names, device: torch.device, letter_box: bool | None) -> None:
+    def _prepare_model(
+        self, model: Darknet | OnnxNetwork, names, device: torch.device, letter_box: bool | None
+    ) -> None:
         self.device, self.net, self.heads = device, model.net, model.heads
         self.letter_box = self.net.letter_box if letter_box is None else letter_box
         classes = self.heads[-1].classes
@@ -136,7 +147,9 @@ class Detector:
             raise ValueError(
                 f"{where}: {len(self.names)} names, but the network has {classes} classes, expected as many"
             )
-        self.model = model.fuse().to(device, memory_format=torch.channels_last)
+        self.model = model
+        if isinstance(model, Darknet):
+            model.fuse().to(device, memory_format=torch.channels_last)
 
     def _read(self, source: Source) -> tuple[np.ndarray, Tensor]:
         image = source if isinstance(source, np.ndarray) else load_image(source)
@@ -173,8 +186,11 @@ class Detector:
         start = time.perf_counter()
         batch = torch.stack(pixels).to(self.device, memory_format=torch.channels_last)
         sizes = [image.shape[1::-1] for image in images]
-        logits = self.model(batch)
-        found = detections_from_logits(logits, self.heads, sizes, thresh, nms_thresh, self.letter_box)
+        if isinstance(self.model, OnnxNetwork):
+            found = self.model.detections(batch, sizes, thresh, nms_thresh, self.letter_box)
+        else:
+            logits = self.model(batch)
+            found = detections_from_logits(logits, self.heads, sizes, thresh, nms_thresh, self.letter_box)
         found = [Detections(*(values.cpu() for values in each)) for each in found]
         milliseconds = (time.perf_counter() - start) * 1000 / len(group)
         return [Prediction(*each, milliseconds) for each in zip(sources, images, found, strict=True)]

@@ -18,7 +18,8 @@ COMMON_NAMES = ("coco.names", "obj.names")  # how users of Darknet call them
 
 @dataclass(frozen=True)
 class NetworkFiles:
-    """Which files make a network.  A .pt checkpoint holds cfg and names itself: then both may be None."""
+    """Which files make a network.  A .pt checkpoint and an .onnx hold cfg and names themselves: then both may
+    be None."""
 
     weights: Path
     cfg: Path | None
@@ -26,7 +27,7 @@ class NetworkFiles:
     run: Path | None = None  # the training run they are of, if that is how they were found
 
     def __str__(self) -> str:
-        names = self.names or ("the names in it" if is_checkpoint(self.weights) else "no .names file, so class numbers")
+        names = self.names or ("the names in it" if holds_cfg(self.weights) else "no .names file, so class numbers")
         return f"weights {self.weights}, cfg {self.cfg or 'in it'}, {names}"
 
 
@@ -51,11 +52,25 @@ def is_checkpoint(weights: str | Path) -> bool:
         return file.read(4) == b"PK\x03\x04"
 
 
+def is_onnx(weights: str | Path) -> bool:
+    """Whether a file is an exported network, by its suffix: the format has no mark."""
+    return Path(weights).suffix.lower() == ".onnx"
+
+
+def holds_cfg(weights: str | Path) -> bool:
+    """Whether a file holds cfg and names itself."""
+    return is_checkpoint(weights) or is_onnx(weights)
+
+
 def network_files(
-    weights: str | None = None, cfg: str | None = None, names: str | None = None, root: str | Path = "runs"
+    weights: str | None = None,
+    cfg: str | None = None,
+    names: str | None = None,
+    root: str | Path = "runs",
+    exported: bool = False,
 ) -> NetworkFiles:
     """The files that were named; the cfg and names beside the weights where they were not; without weights the newest
-    run's.  Raises ValueError where weights or cfg cannot be found."""
+    run's.  exported: an .onnx will do too.  Raises ValueError where weights or cfg cannot be found."""
     run = None
     if weights is None:
         if cfg is not None:
@@ -63,13 +78,15 @@ def network_files(
         run = newest_run(root)
         weights = run_weights(run)
     weights = Path(weights)
-    holds_cfg = is_checkpoint(weights)
-    if cfg is None and not holds_cfg:
+    if is_onnx(weights) and not exported:
+        raise ValueError(f"{weights}: is an exported network, which detect.py runs, expected .weights or .pt here")
+    whole = holds_cfg(weights)
+    if cfg is None and not whole:
         cfg = _beside(weights, ".cfg")
         if cfg is None:
             stems = ", ".join(f"{stem}.cfg" for stem in _stems(weights))
             raise ValueError(f"{weights}: found no {stems} beside it, expected one, or --cfg")
-    if names is None and not holds_cfg:
+    if names is None and not whole:
         names = _beside(weights, ".names") or _beside(Path(cfg), ".names") or _common_names(weights.parent)
     return NetworkFiles(weights, cfg and Path(cfg), names and Path(names), run)
 

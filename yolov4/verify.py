@@ -58,7 +58,13 @@ def opencv_difference(cfg: str | Path, weights: str | Path, images: Tensor) -> f
         objectness = decoded.objectness[0].permute(1, 2, 0).reshape(-1, 1)
         expected = torch.cat((boxes, objectness), 1).numpy()
         found = rows.reshape(len(expected), -1)[:, :5]
-        with np.errstate(invalid="ignore"):  # boxes of an untrained network may be infinite in both
-            away = np.where(found == expected, 0, np.abs(found - expected)) / np.maximum(1, np.abs(expected))
-        differences.append(np.nan_to_num(away, nan=np.inf).max())
-    return float(max(differences))
+        differences.append(largest_difference(found, expected))
+    return max(differences)
+
+
+def largest_difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """Of two arrays of one shape, values above 1 relative to themselves.  Equal infinities (boxes of an untrained
+    network) do not differ, what is no number does without bound."""
+    with np.errstate(invalid="ignore"):
+        away = np.where(found == expected, 0, np.abs(found - expected)) / np.maximum(1, np.abs(expected))
+    return float(np.nan_to_num(away, nan=np.inf).max(initial=0))
