@@ -58,7 +58,7 @@ MAY_IMPORT = {
     "verify": ["decoding", "model", "weights"],
     "predict": ["cfg", "data", "decoding", "model", "checkpoint"],
     "evaluation": ["sections", "boxes", "decoding", "data", "metrics", "result", "model", "predict"],
-    "distributed": [],
+    "distributed": ["staged"],
     "updates": ["sections", "schedule", "staged", "layers", "loss", "adversarial", "model", "distributed"],
     "progress": ["updates"],
     "board": ["result", "curves", "updates"],

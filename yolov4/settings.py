@@ -22,6 +22,7 @@ class Settings:
     clear: bool = False
     device: str | None = None
     amp: str = "off"
+    sync_bn: bool = False
     ema: float = 0.0
     seed: int = 0
     workers: int = 0

@@ -53,6 +53,8 @@ class Training:
             raise ValueError(f"{settings.names}: {found}, expected as many")
         self.paths = self._inspect(paths)
         self.faults = Faults(len(self.paths), self.say)
+        if settings.sync_bn:
+            self.processes.synchronise(self.model)
         self.updater = Updater(self.model, self.net, self.processes, settings.amp)
         self.ema = Ema(self.model, self.net, settings.ema)
         self.progress = self._restore(checkpoint) if checkpoint else self._start()
@@ -62,6 +64,7 @@ class Training:
                 "expected less; --clear starts its weights again at 0, --max-batches goes on with them for longer"
             )
         iteration = self.progress.iteration
+        self.processes.check_same_start(self.model, iteration, len(self.paths))
         self.files = RunFolder(folder, self.network, self.names, settings, iteration) if self.processes.first else None
         if self.files:
             datareport.write(folder / "data.png", self.paths, self.names, self.network)
