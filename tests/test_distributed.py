@@ -10,10 +10,11 @@ import sys
 import pytest
 import torch
 from sync_step import step
-from test_training import CFG, command, trained, write_pictures
+from test_training import CFG, command, settings, trained, write_pictures
 
 from yolov4.distributed import Processes, SyncBatchNorm
 from yolov4.model import Darknet
+from yolov4.training import Training
 
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node")
 CPU = torch.device("cpu")
@@ -99,6 +100,16 @@ def test_batch_normalisation_over_two_processes_is_that_of_one(root, tmp_path):
     assert messages[0] == others[0] == ""  # the same iteration, images and weights
     for number, said in enumerate((messages, others)):
         assert all(text.startswith(f"process {number}: found another iteration") for text in said[1:])
+
+
+def test_the_death_of_another_process_is_one_sentence(work, monkeypatch):
+    def lost(*_):
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:554] Connection closed by peer [127.0.0.2]:4242\nmore of it")
+
+    training = Training(settings(work, max_batches=9), work / "runs/run", say=lambda line: None)
+    monkeypatch.setattr(training.updater, "update", lost)
+    with pytest.raises(ValueError, match=r"^another process died at iteration 1 \(.*4242\), .*--resume .*run goes on$"):
+        training.run()
 
 
 def test_sync_bn_leaves_one_process_as_it_is_and_refuses_cmbn():

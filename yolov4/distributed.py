@@ -128,5 +128,10 @@ def rolling_averages(model: nn.Module) -> list[tuple[Tensor, float]]:
     return [(buffer, module.momentum) for module in alone for buffer in (module.running_mean, module.running_var)]
 
 
+def lost_another(error: RuntimeError) -> bool:
+    """Whether torch says by this error that another process cannot be reached any more."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
+
+
 def local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0))

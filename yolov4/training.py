@@ -16,7 +16,7 @@ from yolov4.batches import training_batches
 from yolov4.cfg import format_cfg, parse_cfg, read_cfg, read_names
 from yolov4.checkpoint import last_checkpoint
 from yolov4.data import inspect, read_image_list
-from yolov4.distributed import Processes, local_rank
+from yolov4.distributed import Processes, local_rank, lost_another
 from yolov4.evaluation import collect
 from yolov4.model import Darknet
 from yolov4.predict import choose_device
@@ -217,6 +217,11 @@ class Training:
                 f"{self.net.width}x{self.net.height}, expected more --subdivisions (or a smaller network)"
             ) from None
         except RuntimeError as error:
+            if lost_another(error):
+                raise ValueError(
+                    f"another process died at iteration {self.progress.iteration + 1} ({str(error).splitlines()[0]}), "
+                    f"expected all {self.processes.world} to live: what does it say? --resume {self.folder} goes on"
+                ) from None
             if "DataLoader worker" not in str(error):
                 raise
             raise ValueError(
