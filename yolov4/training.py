@@ -217,14 +217,15 @@ class Training:
                 f"{self.net.width}x{self.net.height}, expected more --subdivisions (or a smaller network)"
             ) from None
         except RuntimeError as error:
+            reason, iteration = str(error).partition("\n")[0][:120], self.progress.iteration + 1
             if lost_another(error):
                 raise ValueError(
-                    f"another process died at iteration {self.progress.iteration + 1} ({str(error).splitlines()[0]}), "
-                    f"expected all {self.processes.world} to live: what does it say? --resume {self.folder} goes on"
+                    f"another process died at iteration {iteration} ({reason}), expected all {self.processes.world} to "
+                    f"live: what does it say? --resume {self.folder} goes on"
                 ) from None
             if "DataLoader worker" not in str(error):
                 raise
             raise ValueError(
-                f"a process that prepares images died ({str(error).splitlines()[0]}) at iteration "
-                f"{self.progress.iteration + 1}, expected all {self.settings.workers} to live: is there enough memory?"
+                f"a process that prepares images died ({reason}) at iteration {iteration}, "
+                f"expected all {self.settings.workers} to live: is there enough memory?"
             ) from None
