@@ -108,7 +108,7 @@ def test_the_death_of_another_process_is_one_sentence(work, monkeypatch):
 
     training = Training(settings(work, max_batches=9), work / "runs/run", say=lambda line: None)
     monkeypatch.setattr(training.updater, "update", lost)
-    with pytest.raises(ValueError, match=r"^another process died at iteration 1 \(.*4242\), .*--resume .*run goes on$"):
+    with pytest.raises(ValueError, match=r"^another process died \(.*4242\) at iteration 1, .*--resume .*run goes on$"):
         training.run()
 
 

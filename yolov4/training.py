@@ -217,15 +217,13 @@ class Training:
                 f"{self.net.width}x{self.net.height}, expected more --subdivisions (or a smaller network)"
             ) from None
         except RuntimeError as error:
-            reason, iteration = str(error).partition("\n")[0][:120], self.progress.iteration + 1
             if lost_another(error):
-                raise ValueError(
-                    f"another process died at iteration {iteration} ({reason}), expected all {self.processes.world} to "
-                    f"live: what does it say? --resume {self.folder} goes on"
-                ) from None
-            if "DataLoader worker" not in str(error):
+                who = "another process"
+                expected = f"all {self.processes.world} to live: --resume {self.folder} goes on"
+            elif "DataLoader worker" in str(error):
+                who = "a process that prepares images"
+                expected = f"all {self.settings.workers} to live: is there enough memory?"
+            else:
                 raise
-            raise ValueError(
-                f"a process that prepares images died ({reason}) at iteration {iteration}, "
-                f"expected all {self.settings.workers} to live: is there enough memory?"
-            ) from None
+            reason, iteration = str(error).partition("\n")[0][:120], self.progress.iteration + 1
+            raise ValueError(f"{who} died ({reason}) at iteration {iteration}, expected {expected}") from None
