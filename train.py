@@ -64,7 +64,8 @@ def add_files(parser: argparse.ArgumentParser) -> None:
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("instead of the cfg's")
     add = group.add_argument
-    add("--batch", type=int, help="images of one update, over all processes")
+    add("--batch", type=int, help="images of one update, of all processes together; whatever their number is, the "
+        "learning rate is for one update")  # fmt: skip
     add("--subdivisions", type=int, help="mini-batches an update is cut into: more need less memory")
     length = group.add_mutually_exclusive_group()
     length.add_argument("--max-batches", type=int, help="iterations")
@@ -83,6 +84,11 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("running").add_argument
     add("--device", help="cuda, cuda:1, mps, cpu (default: the best there is)")
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="mixed precision")
+    add(
+        "--sync-bn",
+        action="store_true",
+        help="with torchrun: batch normalisation over the mini-batches of all processes",
+    )
     add("--workers", type=int, help="processes that prepare images (default: a core each, 8 at most)")
     add("--seed", type=int, default=0)
     add("--eval-every", type=int, metavar="N", help="iterations between evaluations, 0: only at the end (default: 4 "
@@ -134,10 +140,13 @@ def main() -> None:
         from yolov4.updates import NonFiniteLoss
 
         try:
-            Training(settings, folder, resume=arguments.resume is not None).run()
+            training = Training(settings, folder, resume=arguments.resume is not None)
+            training.run()
         except NonFiniteLoss as error:
             raise ValueError(f"{error}; {folder}/last.pt, if there, is from before") from None
-        print(f"{folder}: chart.png, results.csv, {folder.name}_last.weights, {folder.name}_best.weights, last.pt")
+        training.say(
+            f"{folder}: chart.png, results.csv, {folder.name}_last.weights, {folder.name}_best.weights, last.pt"
+        )
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
 """What is done with a hostile file: all that the package does with one of its kind, as far as it gets.
-Source: the readers of yolov4/ and of data/voc0712/voc_label.py."""
+Source: the readers of yolov4/, of data/voc0712/voc_label.py and of data/coco/coco_label.py."""
 
 import importlib.util
 import random
@@ -14,7 +14,7 @@ from yolov4.batches import TrainingSet
 from yolov4.cfg import format_cfg, parse_cfg, read_cfg, read_data, read_names
 from yolov4.checkpoint import load_network
 from yolov4.coco import detection_entries, evaluate_coco, json_truths
-from yolov4.data import inspect, load_image, read_image_list, read_labels
+from yolov4.data import inspect, label_path, load_image, read_image_list, read_labels
 from yolov4.decoding import Detections
 from yolov4.loss import DarknetLoss
 from yolov4.model import Darknet
@@ -57,8 +57,9 @@ def tiny() -> Darknet:
 
 
 @cache
-def voc_label():
-    spec = importlib.util.spec_from_file_location("voc_label", ROOT / "data/voc0712/voc_label.py")
+def tool(name: str):
+    """data/NAME.py as a module."""
+    spec = importlib.util.spec_from_file_location(Path(name).name, ROOT / f"data/{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
@@ -129,12 +130,18 @@ def image(path: Path, rng: random.Random) -> None:
 def xml(path: Path, rng: random.Random) -> None:
     """By the evaluation and by the conversion to labels."""
     problems: list[str] = []
-    for _, _, box in voc_label().read_annotation(path, problems):
+    for _, _, box in tool("voc0712/voc_label").read_annotation(path, problems):
         assert np.isfinite(np.float32(box)).all()
     assert np.isfinite([edges for _, _, edges in read_annotation(path)]).all()
 
 
 def coco(path: Path, rng: random.Random) -> None:
+    """By the conversion to labels, or by the evaluation."""
+    if rng.random() < 0.5:
+        (path.parent / "1.jpg").touch()
+        _, lists = tool("coco/coco_label").convert([path], path.parent / "labelled")
+        assert np.isfinite([read_labels(label_path(image)).sum() for image in lists["case"]]).all()
+        return
     settings = Settings(size=(32, 32))
     found = Detections(torch.tensor([[1.0, 1, 9, 9]]), torch.tensor([0.5]), torch.tensor([0]))
     record = Record(Path("1.jpg"), (32, 32), found, torch.zeros(0, 5), torch.zeros(0, 5))

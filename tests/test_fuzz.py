@@ -9,7 +9,7 @@ import fuzz
 import fuzz_files
 import numpy as np
 import pytest
-from fuzz_readers import TINY, tiny, voc_label
+from fuzz_readers import TINY, tiny, tool
 
 from yolov4.cfg import parse_cfg, read_cfg
 from yolov4.checkpoint import load_network
@@ -113,7 +113,7 @@ def test_xml_with_entities_is_refused(tmp_path):
     for head in (f'<!DOCTYPE a [<!ENTITY e SYSTEM "file://{secret}">]>', '<!DOCTYPE a [<!ENTITY e "ha">]>'):
         text = f"{head}<a><size><width>9</width><height>9</height></size><object><name>&e;</name>{box}</object></a>"
         path = write(tmp_path / "a.xml", text.encode())
-        for read in (read_annotation, lambda path: list(voc_label().read_annotation(path, []))):
+        for read in (read_annotation, lambda path: list(tool("voc0712/voc_label").read_annotation(path, []))):
             with pytest.raises(ValueError, match=r"a\.xml: .*DOCTYPE"):
                 read(path)
 
@@ -127,7 +127,7 @@ def test_a_set_that_names_files_outside_writes_nothing_there(tmp_path):
     write(tmp_path / "evil.xml", text.encode())
     cv2.imwrite(str(tmp_path / "evil.jpg"), np.zeros((9, 9, 3), np.uint8))
     (folder / "ImageSets/Main/train.txt").write_text("../../../evil\n")
-    converter, _ = voc_label().convert(folder.parent, names=["cat"])
+    converter, _ = tool("voc0712/voc_label").convert(folder.parent, names=["cat"])
     assert "found '../../../evil' in a set" in converter.problems[0]
     assert not (tmp_path / "evil.txt").exists()
 

@@ -65,7 +65,7 @@ MAY_IMPORT = {
     "export": ["boxes", "cfg", "decoding", "files", "model", "runtime", "verify"],
     "predict": ["cfg", "data", "decoding", "model", "checkpoint", "runs", "runtime"],
     "evaluation": ["sections", "boxes", "decoding", "data", "metrics", "result", "model", "predict"],
-    "distributed": [],
+    "distributed": ["staged"],
     "updates": ["sections", "schedule", "staged", "layers", "loss", "yolov5_loss", "adversarial", "model",
                 "distributed"],
     "progress": ["updates"],

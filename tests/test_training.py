@@ -184,23 +184,6 @@ def test_a_loss_that_is_no_number_stops_with_all_that_helps(root, work):
     assert f"at iteration {state['iteration'] + 1} " in errors
 
 
-def test_two_processes_give_the_weights_of_one(root, work):
-    """The same images in the same mini-batches: two of one process, or one of each of two."""
-    write_cfg(work, subdivisions=2, iterations=12)
-    text = (work / "tiny.cfg").read_text().replace("[dropout]\nprobability=.2\n", "")  # draws per process
-    (work / "tiny.cfg").write_text(text)
-    flags = ["--data", work / "tiny.data", "--cfg", work / "tiny.cfg", "--workers", 0, "--eval-every", 0]
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
-    for name, launcher in (("one", (sys.executable,)), ("two", torchrun)):
-        environment = os.environ | {"OMP_NUM_THREADS": "1"}
-        made = command(root, work, *flags, "--name", name, launcher=launcher)
-        done = subprocess.run(made, cwd=work, env=environment, capture_output=True, text=True, timeout=180)
-        assert done.returncode == 0, done.stdout + done.stderr
-    one, two = (torch.load(work / f"runs/{name}/last.pt", weights_only=True)["model"] for name in ("one", "two"))
-    for key in (key for key in one if one[key].is_floating_point()):
-        assert torch.allclose(one[key], two[key], rtol=1e-4, atol=1e-6), key
-
-
 def test_from_weights_training_goes_on_where_they_stand(root, work, monkeypatch):
     monkeypatch.chdir(work)
     write_cfg(work, iterations=6)

@@ -32,8 +32,7 @@ def build(name: str, **changes) -> Network:
         raise ValueError(f"{name}: {changes['classes']} classes, expected 1 or more")
     network = PRESETS[name](**changes)._replace(name=name)
     if network.net.width % 32 or network.net.height % 32:
-        size = f"{network.net.width} x {network.net.height}"
-        raise ValueError(f"{name}: width x height is {size}, expected multiples of 32")
+        raise ValueError(f"{name}: size {network.net.width} x {network.net.height}, expected multiples of 32")
     find_heads(network, plan_layers(network))
     return network
 
@@ -47,10 +46,11 @@ def cfg_text(name: str, command: str, **changes) -> str:
 def project_files() -> dict[str, str]:
     """The files of cfg/, name -> text."""
     files = {f"{name}.cfg": cfg_text(name, f"{name} --out cfg/{name}.cfg") for name in PRESETS}
-    voc = ("voc", 20, "data/voc0712", "2007_test", "voc.names")
-    shapes = ("shapes", 3, "data/shapes", "val", "VOCshapes/shapes.names")
-    for name, classes, folder, valid, names in (voc, shapes):
-        lists = f"train={folder}/train.txt\nvalid={folder}/{valid}.txt\nnames={folder}/{names}\n"
+    voc = ("voc", 20, "data/voc0712", "train", "2007_test", "voc.names")
+    coco = ("coco", 80, "data/coco", "train2017", "val2017", "coco.names")
+    shapes = ("shapes", 3, "data/shapes", "train", "val", "VOCshapes/shapes.names")
+    for name, classes, folder, train, valid, names in (voc, coco, shapes):
+        lists = f"train={folder}/{train}.txt\nvalid={folder}/{valid}.txt\nnames={folder}/{names}\n"
         files[f"{name}.data"] = f"classes={classes}\n{lists}backup=runs\n"
     return files
 

@@ -1,11 +1,14 @@
-"""Several processes that train one model, started by torchrun: gradients summed, rolling averages joined.
-Source: PyTorch's torch.distributed; the result is that of one process with as many mini-batches."""
+"""Several processes that train one model, started by torchrun: gradients summed, rolling averages joined, or, with
+SyncBatchNorm, shared.  Source: PyTorch's torch.distributed; the result is that of one process."""
 
 import os
+import zlib
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+from yolov4.staged import CrossBatchNorm, NormaliseByGiven
 
 
 class Processes:
@@ -49,31 +52,86 @@ class Processes:
         self.sum(votes)
         return bool(votes.item())
 
-    def join_rolling(self, model: nn.Module, before: dict[str, Tensor], mini_batches: int) -> None:
+    def check_same_start(self, model: nn.Module, *numbers: int) -> None:
+        """Raises ValueError, in every process, where not all have these numbers and weights: machines may have
+        other files."""
+        if self.world == 1:
+            return
+        checksum = 0
+        for tensor in model.state_dict().values():
+            checksum = zlib.crc32(tensor.cpu().numpy().tobytes(), checksum)
+        device = next(model.parameters()).device
+        own = torch.tensor([checksum, *numbers], dtype=torch.float64, device=device)
+        total = own.clone()
+        self.sum(total)
+        if self.any(not torch.equal(total, own * self.world), device):
+            raise ValueError(
+                f"process {self.rank}: found another iteration, number of images, or weights than in other processes, "
+                "expected the same files on every machine"
+            )
+
+    def synchronise(self, model: nn.Module) -> None:
+        """Makes every batch normalisation a SyncBatchNorm where there are other processes; all names stay.
+        Raises ValueError for CmBN, whose statistics are of other mini-batches."""
+        normalisations = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+        if any(isinstance(module, CrossBatchNorm) for module in normalisations):
+            raise ValueError("--sync-bn: found CmBN in the cfg, expected batch_normalize=1 (no 2, no cbn=1)")
+        for module in normalisations if self.world > 1 else ():
+            module.__class__ = SyncBatchNorm  # the same parameters and buffers, nothing else
+
+    def join_rolling(self, model: nn.Module, before: list[Tensor], mini_batches: int) -> None:
         """Rolling averages as if one process had seen the mini-batches of rank 0, then those of rank 1, and so on.
 
         Every process starts from `before` and sees as many mini-batches; each lets the old value decay by 1 - momentum.
         """
-        if self.world == 1:
+        own = rolling_averages(model)
+        if self.world == 1 or not own:
             return
-        buffers = rolling_averages(model)
-        decay = (1 - 0.01) ** mini_batches
+        decays = [(1 - momentum) ** mini_batches for _, momentum in own]
         with torch.no_grad():
-            for name, buffer in buffers.items():
-                buffer.sub_(before[name], alpha=decay).mul_(decay ** (self.world - 1 - self.rank))
-            self.sum(*buffers.values())
-            for name, buffer in buffers.items():
-                buffer.add_(before[name], alpha=decay**self.world)
+            for (buffer, _), old, decay in zip(own, before, decays, strict=True):
+                buffer.sub_(old, alpha=decay).mul_(decay ** (self.world - 1 - self.rank))
+            self.sum(*(buffer for buffer, _ in own))
+            for (buffer, _), old, decay in zip(own, before, decays, strict=True):
+                buffer.add_(old, alpha=decay**self.world)
 
 
-def rolling_averages(model: nn.Module) -> dict[str, Tensor]:
-    """Means and variances of all batch normalisations that are in training."""
-    return {
-        f"{name}.{key}": getattr(module, key)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.BatchNorm2d) and module.training
-        for key in ("running_mean", "running_var")
-    }
+class SyncBatchNorm(nn.BatchNorm2d):
+    """Batch normalisation whose mini-batch is those of all processes, equally large, joined.  Any device, float32
+    statistics; torch's own refuses the CPU.  Source: Chan et al. 1979 for variances that join without cancelling."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(x)
+        with torch.no_grad():
+            own = torch.stack(torch.var_mean(x.float(), (0, 2, 3), correction=0))
+            everyone = [torch.empty_like(own) for _ in range(dist.get_world_size())]
+            dist.all_gather(everyone, own)
+            variances, means = torch.stack(everyone, 1)  # (W, C) each
+            mean, variance = means.mean(0), variances.mean(0) + means.var(0, correction=0)
+            count = len(means) * x.numel() // x.shape[1]
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / max(count - 1, 1)), self.momentum)
+            self.num_batches_tracked += 1
+        inverse = (variance + self.eps).rsqrt()
+        return NormaliseByGiven.apply(x, mean, inverse, self.weight, self.bias, mean_over_processes)
+
+
+def mean_over_processes(values: Tensor) -> Tensor:
+    dist.all_reduce(values)
+    return values / dist.get_world_size()
+
+
+def rolling_averages(model: nn.Module) -> list[tuple[Tensor, float]]:
+    """Means and variances that move, each by the own mini-batches of a process alone, with its momentum."""
+    moving = (m for m in model.modules() if isinstance(m, nn.BatchNorm2d) and m.training)
+    alone = [module for module in moving if not isinstance(module, SyncBatchNorm)]
+    return [(buffer, module.momentum) for module in alone for buffer in (module.running_mean, module.running_var)]
+
+
+def lost_another(error: RuntimeError) -> bool:
+    """Whether torch says by this error that another process cannot be reached any more."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def local_rank() -> int:

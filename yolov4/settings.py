@@ -26,6 +26,7 @@ class Settings:
     freeze: int = 0  # first layers that keep their weights and rolling averages
     device: str | None = None
     amp: str = "off"
+    sync_bn: bool = False
     ema: float = 0.0
     seed: int = 0
     workers: int = 0

@@ -1,6 +1,8 @@
 """Layers that behave by the stage of training: CmBN over the mini-batches of a batch, DropBlock that grows.
 Source: YOLOv4, section 3.3; Darknet's src/blas_kernels.cu (fast_v_cbn_kernel), dropout_layer_kernels.cu."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -37,7 +39,8 @@ class CrossBatchNorm(nn.BatchNorm2d):
             mean, variance = self._statistics(x.float())
             self.running_mean.lerp_(mean, self.momentum)
             self.running_var.lerp_(variance, self.momentum)
-        return NormaliseByGiven.apply(x, mean, (variance + self.eps).rsqrt(), self.weight, self.bias)
+        inverse = (variance + self.eps).rsqrt()
+        return NormaliseByGiven.apply(x, mean, inverse, self.weight, self.bias, lambda means: means)
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         count = x.numel() // x.shape[1]
@@ -54,12 +57,19 @@ class CrossBatchNorm(nn.BatchNorm2d):
 
 
 class NormaliseByGiven(torch.autograd.Function):
-    """(x - mean) * inverse * weight + bias; the gradient takes mean and inverse (C,) for those of x alone, as
-    cuDNN does in Darknet, although other mini-batches have their part in them."""
+    """(x - mean) * inverse * weight + bias; mean and inverse (C,) are those of x and of what `average` joins with it.
+
+    average: means over x (2, C) -> over all of it.  CmBN's gives them back: the gradient takes mean and inverse for
+    those of x alone, as cuDNN does in Darknet, although other mini-batches have their part in them.
+    """
 
     @staticmethod
-    def forward(ctx, x: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    def forward(
+        ctx, x: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor, bias: Tensor,
+        average: Callable[[Tensor], Tensor],
+    ) -> Tensor:  # fmt: skip
         ctx.save_for_backward(x, mean, inverse, weight)
+        ctx.average = average
         normalised = (x.float() - _wide(mean)) * _wide(inverse)
         return (normalised * _wide(weight) + _wide(bias)).to(x.dtype)
 
@@ -71,8 +81,9 @@ class NormaliseByGiven(torch.autograd.Function):
         bias_gradient = gradient.sum((0, 2, 3))
         weight_gradient = (gradient * normalised).sum((0, 2, 3))
         count = x.numel() // x.shape[1]
-        back = gradient - _wide(bias_gradient) / count - normalised * _wide(weight_gradient) / count
-        return (back * _wide(weight * inverse)).to(x.dtype), None, None, weight_gradient, bias_gradient
+        common, along = ctx.average(torch.stack((bias_gradient, weight_gradient)) / count)
+        back = gradient - _wide(common) - normalised * _wide(along)
+        return (back * _wide(weight * inverse)).to(x.dtype), None, None, weight_gradient, bias_gradient, None
 
 
 class DropBlock(nn.Module):

@@ -16,7 +16,7 @@ from yolov4.batches import training_batches
 from yolov4.cfg import format_cfg, parse_cfg, read_cfg, read_names
 from yolov4.checkpoint import last_checkpoint
 from yolov4.data import inspect, read_image_list
-from yolov4.distributed import Processes, local_rank
+from yolov4.distributed import Processes, local_rank, lost_another
 from yolov4.evaluation import collect
 from yolov4.model import Darknet
 from yolov4.predict import choose_device
@@ -56,6 +56,8 @@ class Training:
             raise ValueError(f"{settings.names}: {found}, expected as many: `python -m yolov4.blueprint` takes --names")
         self.paths = self._inspect(paths)
         self.faults = Faults(len(self.paths), self.say)
+        if settings.sync_bn:
+            self.processes.synchronise(self.model)
         options = {"amp": settings.amp, "loss": settings.loss, "freeze": settings.freeze}
         self.updater = Updater(self.model, self.net, self.processes, **options)
         self.ema = Ema(self.model, self.net, settings.ema)
@@ -66,6 +68,7 @@ class Training:
                 "expected less; --clear starts its weights again at 0, --max-batches goes on with them for longer"
             )
         iteration = self.progress.iteration
+        self.processes.check_same_start(self.model, iteration, len(self.paths))
         self.files = RunFolder(folder, self.network, self.names, settings, iteration) if self.processes.first else None
         if self.files:
             datareport.write(folder / "data.png", self.paths, self.names, self.network)
@@ -224,9 +227,13 @@ class Training:
                 f"{self.net.width}x{self.net.height}, expected more --subdivisions (or a smaller network)"
             ) from None
         except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+            if lost_another(error):
+                who = "another process"
+                expected = f"all {self.processes.world} to live: --resume {self.folder} goes on"
+            elif "DataLoader worker" in str(error):
+                who = "a process that prepares images"
+                expected = f"all {self.settings.workers} to live: is there enough memory?"
+            else:
                 raise
-            raise ValueError(
-                f"a process that prepares images died ({str(error).splitlines()[0]}) at iteration "
-                f"{self.progress.iteration + 1}, expected all {self.settings.workers} to live: is there enough memory?"
-            ) from None
+            reason, iteration = str(error).partition("\n")[0][:120], self.progress.iteration + 1
+            raise ValueError(f"{who} died ({reason}) at iteration {iteration}, expected {expected}") from None

@@ -79,7 +79,7 @@ class Updater:
         self.model.train()
         self.model.layers[: self.freeze].eval()
         self.model.frozen = self._frozen(iteration)
-        before = {k: v.clone() for k, v in rolling_averages(self.model).items()} if self.processes.world > 1 else {}
+        before = [buffer.clone() for buffer, _ in rolling_averages(self.model)] if self.processes.world > 1 else []
         self.optimiser.zero_grad(set_to_none=False)
         rate, reports, files = learning_rate(iteration, self.net), [], []
         grown, attack = growth(iteration, self.net.max_batches), attack_rate(iteration, self.net)

@@ -133,9 +133,9 @@ def write(path, text):
     path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def link_images(folder, out):
-    """Makes out/VOC2012/JPEGImages show the source's images: a link, or a copy where none is allowed."""
-    source, target = (folder / "JPEGImages").resolve(), out / folder.name / "JPEGImages"
+def link_images(source, target):
+    """Makes the path `target` show the images of the folder `source`: a link, or a copy where none is allowed."""
+    source = source.resolve()
     if target.exists() and target.resolve() == source:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -189,7 +189,7 @@ def convert(root, out=None, wanted=None, names=None, keep_difficult=False):
     out = Path(os.path.abspath(out)) if out else min(folders).parent
     names = names_in(sets) if names == "auto" else names
     for folder in folders:
-        link_images(folder, out)
+        link_images(folder / "JPEGImages", out / folder.name / "JPEGImages")
     converter = Converter(names, out, keep_difficult)
     lists = write_lists(sets, converter)
     write(out / "voc.names", "".join(f"{name}\n" for name in names))
