@@ -15,7 +15,8 @@ MAY_IMPORT = {
     "files": [],
     "sections": [],
     "cfg": ["sections", "files"],
-    "plan": ["sections"],
+    "heads": ["sections"],
+    "plan": ["sections", "heads"],
     "blocks": ["sections"],
     "blueprint": ["sections", "cfg", "plan", "blocks"],
     "settings": ["sections"],
@@ -30,7 +31,8 @@ MAY_IMPORT = {
     "decoding": ["sections", "boxes"],
     "schedule": ["sections"],
     "assign": ["sections", "boxes"],
-    "loss": ["sections", "boxes", "decoding", "assign"],
+    "regression": ["sections", "boxes", "decoding"],
+    "loss": ["sections", "boxes", "decoding", "assign", "regression"],
     "adversarial": ["sections", "decoding", "loss"],
     "result": ["decoding"],
     "metrics": ["boxes", "decoding", "result"],
@@ -69,8 +71,8 @@ MAY_IMPORT = {
         "updates", "progress", "runfolder", "datareport",
     ],
 }  # fmt: skip
-LEAVES = ("files", "sections", "cfg", "plan", "blocks", "blueprint")
-MATHS = ("boxes", "decoding", "schedule", "assign", "loss", "adversarial", "metrics", "curves")
+LEAVES = ("files", "sections", "cfg", "heads", "plan", "blocks", "blueprint")
+MATHS = ("boxes", "decoding", "schedule", "assign", "regression", "loss", "adversarial", "metrics", "curves")
 MODULES = sorted(path for path in (ROOT / "yolov4").glob("*.py") if path.stem != "__init__")
 SCRIPTS = sorted(ROOT.glob("*.py"))
 

@@ -1,5 +1,5 @@
 """Logits -> boxes and probabilities, the only place; and from there to the detections of an image.
-Source: Darknet's src/yolo_layer.c, get_yolo_box, get_yolo_detections, correct_yolo_boxes."""
+Source: Darknet's src/yolo_layer.c, get_yolo_box, get_yolo_detections, correct_yolo_boxes; gaussian_yolo_layer.c."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from yolov4.boxes import cxcywh_to_xyxy, nms
-from yolov4.sections import Head
+from yolov4.sections import GaussianHead, Head
 
 
 class Decoded(NamedTuple):
@@ -17,6 +17,15 @@ class Decoded(NamedTuple):
     boxes: Tensor  # (B, A, h, w, 4)
     objectness: Tensor  # (B, A, h, w)
     classes: Tensor  # (B, A, h, w, C)
+
+
+class GaussianDecoded(NamedTuple):
+    """Those of a [Gaussian_yolo], and how uncertain x, y, w, h are, in 0..1."""
+
+    boxes: Tensor
+    objectness: Tensor
+    classes: Tensor
+    sigmas: Tensor  # (B, A, h, w, 4)
 
 
 class Detections(NamedTuple):
@@ -30,16 +39,25 @@ class Detections(NamedTuple):
 def head_outputs(logits: Tensor, head: Head) -> Tensor:
     """logits (B, A * (5 + C), h, w) -> what Darknet's layer holds, float32 (B, A, h, w, 5 + C): x, y in cells from
     the cell's corner; w, h as logits, or after the logistic with new_coords; probabilities."""
-    batch, _, h, w = logits.shape
-    raw = logits.float().view(batch, len(head.anchors), 5 + head.classes, h, w)
-    raw = raw.permute(0, 1, 3, 4, 2)  # (B, A, h, w, 5 + C)
+    raw = _by_place(logits, head)
+    if isinstance(head, GaussianHead):
+        raw = torch.cat((raw[..., :8:2], raw[..., 8:]), -1)
     offsets = raw[..., :2].sigmoid() * head.scale_x_y - (head.scale_x_y - 1) / 2
     sizes = raw[..., 2:4].sigmoid() if head.new_coords else raw[..., 2:4]
     return torch.cat((offsets, sizes, raw[..., 4:].sigmoid()), -1)
 
 
-def decode(logits: Tensor, head: Head) -> Decoded:
-    """logits (B, A * (5 + C), h, w), before the logistic, of any float type -> Decoded in float32."""
+def _by_place(logits: Tensor, head: Head) -> Tensor:
+    """(B, A * (5 + C), h, w) -> float32 (B, A, h, w, 5 + C); of a [Gaussian_yolo] 9 + C"""
+    values = logits.float().unflatten(1, (len(head.anchors), head.box_values + 1 + head.classes))
+    return values.permute(0, 1, 3, 4, 2)
+
+
+def decode(logits: Tensor, head: Head) -> Decoded | GaussianDecoded:
+    """logits (B, A * (5 + C), h, w), before the logistic, of any float type -> Decoded in float32.
+
+    A [Gaussian_yolo] has 9 + C: x, y, w, h are each followed by its uncertainty.
+    """
     held = head_outputs(logits, head)  # (B, A, h, w, 5 + C)
     h, w = logits.shape[2:]
     columns, rows = torch.arange(w, device=held.device), torch.arange(h, device=held.device)
@@ -47,8 +65,11 @@ def decode(logits: Tensor, head: Head) -> Decoded:
     grid = held.new_tensor((w, h))
     anchors = held.new_tensor(head.anchors)[:, None, None] / (grid * head.stride)  # (A, 1, 1, 2)
     sizes = (2 * held[..., 2:4]).square() if head.new_coords else held[..., 2:4].exp()  # in anchors
-    boxes = torch.cat(((held[..., :2] + cells) / grid, sizes * anchors), -1)
-    return Decoded(boxes, held[..., 4], held[..., 5:])
+    points, sizes = (held[..., :2] + cells) / grid, sizes * anchors
+    if not isinstance(head, GaussianHead):
+        return Decoded(torch.cat((points, sizes), -1), held[..., 4], held[..., 5:])
+    sigmas = _by_place(logits, head)[..., 1:8:2].sigmoid()
+    return GaussianDecoded(torch.cat((points - head.shift * sizes, sizes), -1), held[..., 4], held[..., 5:], sigmas)
 
 
 def detections_from_logits(
@@ -62,8 +83,9 @@ def detections_from_logits(
     """logits of each head -> one Detections an image.
 
     image_size: (width, height) of the original image in pixels, or one a picture of the batch.  A prediction counts
-    where objectness > thresh, with every class whose objectness * probability > thresh.  The last head's nms_kind and
-    beta_nms hold, as in Darknet; nms_thresh 0 leaves the suppression out.
+    where objectness > thresh, with every class whose objectness * probability > thresh (of a [Gaussian_yolo] times
+    1 - mean uncertainty).  The last head's nms_kind and beta_nms hold, as in Darknet; nms_thresh 0 leaves the
+    suppression out.
     """
     batch = len(logits[0])
     sizes = [image_size] * batch if isinstance(image_size[0], int) else image_size
@@ -89,6 +111,8 @@ def _candidates(decoded: Decoded, thresh: float) -> tuple[Tensor, Tensor, Tensor
     """image index (n,), boxes (n, 4) cxcywh, scores (n,), labels (n,) of all classes above thresh"""
     places = (decoded.objectness > thresh).nonzero(as_tuple=True)  # image, anchor, row, column
     scores = decoded.objectness[places][:, None] * decoded.classes[places]  # (m, C)
+    if isinstance(decoded, GaussianDecoded):
+        scores = scores * (1 - decoded.sigmas[places].mean(1, keepdim=True))
     rows, labels = (scores > thresh).nonzero(as_tuple=True)
     return places[0][rows], decoded.boxes[places][rows], scores[rows, labels], labels
 
