@@ -39,7 +39,7 @@ WITHOUT_EFFECT = {
         "time_steps": "only for recurrent networks", "max_chart_loss": "the chart scales itself",
         "optimized_memory": "memory of Darknet's GPU build", "use_cuda_graph": "Darknet's GPU build",
         "workspace_size_limit_mb": "memory of Darknet's GPU build", "loss_scale": "see --amp",
-        "attention": "windows that Darknet opens",
+        "attention": "windows that Darknet opens", "max_epochs": "Darknet does not read it, only max_batches",
     },
     "convolutional": {"flipped": "only old classifiers"},
     "yolo": YOLO | {"uc_normalizer": "only [Gaussian_yolo]"},
