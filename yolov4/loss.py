@@ -171,8 +171,7 @@ def _set_classes(deltas: Deltas, decoded: Decoded, head: Head, places: tuple[Ten
         if head.counters_per_class:
             fresh = torch.where(own, fresh * multiplier * head.cls_normalizer, fresh)
     # of a second truth in this place only its own class is set, the others stay
-    told = current[:, 0] if isinstance(head, GaussianHead) else current[own]  # Darknet looks at class 0 there
-    second = (told != 0)[:, None]
+    second = (current[own] != 0)[:, None]
     only_own = torch.where(own, (targets - probabilities) * multiplier, current)
     deltas.classes[places] = torch.where(second, only_own, fresh)
 
