@@ -12,7 +12,8 @@ from yolov4 import augment
 from yolov4 import batches as batching
 
 COLOURS = {"hue": 0.1, "saturation": 1.5, "exposure": 1.5, "blur": 0, "gaussian_noise": 0}
-SIZES = {"width": 96, "height": 64, "resize_step": 32, "batch": 8, "subdivisions": 4, "max_batches": 1000}
+SIZES = {"width": 96, "height": 64, "resize_step": 32, "batch": 8, "subdivisions": 4, "max_batches": 1000,
+         "dynamic_minibatch": 0}  # fmt: skip
 NET = {**COLOURS, **SIZES, "flip": 1, "letter_box": 0, "mosaic": 1, "mixup": 0, "mixup_share": 0.0, "mosaic_bound": 0}
 
 
@@ -80,6 +81,31 @@ def test_ranks_share_each_iteration(world):
         rows = [row for rank in ranks for row in rank[iteration * runs : (iteration + 1) * runs]]
         assert [index for row in rows for index in row] == list(range(8 * (iteration + 1), 8 * (iteration + 2)))
     assert all(len(rank) == max(4, world) // world * 2 for rank in ranks)
+
+
+@pytest.mark.parametrize(("side", "images"), [
+    (608, 8), (576, 8), (544, 9), (512, 11), (480, 9), (416, 13), (320, 22),
+])  # fmt: skip
+def test_mini_batches_grow_where_pictures_shrink(side, images):
+    """8 * 608^2 / side^2, or 0.8 of that if it is more than 8: 9.99 -> 9 (7.2 is not), 12.8 -> 12 (9.6 is) -> 9."""
+    net, head = net_of(width=416, height=416, dynamic_minibatch=1), head_of(random=1)
+    assert batching.mini_batch_images(net, head, 8, (side, side)) == images
+    for unchanged in (net_of(width=416, height=416), head), (net, head_of(random=0)):
+        assert batching.mini_batch_images(*unchanged, 8, (side, side)) == 8
+
+
+def test_no_sample_is_drawn_twice_whatever_the_mini_batches_hold():
+    net, head = net_of(width=416, height=416, dynamic_minibatch=1), head_of(random=1)
+    found = list(batching.MiniBatches(net, head, 0, 0, 300))
+    assert {len(rows) for rows in found} == {
+        batching.mini_batch_images(net, head, 2, size) for rows in found for _, size in rows[:1]
+    }
+    assert min(map(len, found)) == 2 and max(map(len, found)) >= 5
+    indices = [index for rows in found for index, _ in rows]
+    assert len(set(indices)) == len(indices)
+    assert found[40:] == list(batching.MiniBatches(net, head, 0, 10, 300))  # resumed = never stopped
+    ranks = [list(batching.MiniBatches(net, head, 0, 0, 300, rank, 2)) for rank in range(2)]
+    assert sorted(map(str, found)) == sorted(str(rows) for rank in ranks for rows in rank)
 
 
 def test_batch_that_cannot_be_cut():

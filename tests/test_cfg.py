@@ -57,7 +57,6 @@ ERRORS = {
     "logistic of new_coords": (("num=4", "num=4\nnew_coords=1"), r"x.cfg:15: .*activation=logistic"),
     "no such normalisation": (("pad=1", "batch_normalize=3"), r"x.cfg:9: .*batch_normalize=3, expected one of 0, 1, 2"),
     "cutmix": (("channels=3", "cutmix=1"), r"x.cfg:4: \[net\] cutmix=1, expected 0: .*classifiers"),
-    "dynamic_minibatch": (("channels=3", "dynamic_minibatch=1"), r"x.cfg:4: .*expected 0: .*subdivisions"),
     "activation of a gate": (
         ("[route]\nlayers=-1,0", "[sam]\nfrom=-1\nactivation=mish"),
         r"x.cfg:13: \[sam\] activation=mish, expected one of",

@@ -15,7 +15,8 @@ MAY_IMPORT = {
     "files": [],
     "sections": [],
     "cfg": ["sections", "files"],
-    "plan": ["sections"],
+    "heads": ["sections"],
+    "plan": ["sections", "heads"],
     "blocks": ["sections"],
     "networks": ["sections", "blocks"],
     "blueprint": ["sections", "cfg", "plan", "networks"],
@@ -33,7 +34,8 @@ MAY_IMPORT = {
     "decoding": ["sections", "boxes"],
     "schedule": ["sections"],
     "assign": ["sections", "boxes"],
-    "loss": ["sections", "boxes", "decoding", "assign"],
+    "regression": ["sections", "boxes", "decoding"],
+    "loss": ["sections", "boxes", "decoding", "assign", "regression"],
     "yolov5_loss": ["sections", "boxes", "decoding", "assign", "loss"],
     "adversarial": ["sections", "decoding", "loss"],
     "result": ["decoding"],
@@ -78,8 +80,19 @@ MAY_IMPORT = {
         "updates", "progress", "runfolder", "datareport", "yolov5_loss",
     ],
 }  # fmt: skip
-LEAVES = ("files", "sections", "cfg", "plan", "blocks", "networks", "blueprint", "recipe")
-MATHS = ("boxes", "decoding", "schedule", "assign", "loss", "yolov5_loss", "adversarial", "metrics", "curves")
+LEAVES = ("files", "sections", "cfg", "heads", "plan", "blocks", "networks", "blueprint", "recipe")
+MATHS = (
+    "boxes",
+    "decoding",
+    "schedule",
+    "assign",
+    "regression",
+    "loss",
+    "yolov5_loss",
+    "adversarial",
+    "metrics",
+    "curves",
+)
 MODULES = sorted(path for path in (ROOT / "yolov4").glob("*.py") if path.stem != "__init__")
 SCRIPTS = sorted(ROOT.glob("*.py"))
 

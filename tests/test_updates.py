@@ -1,6 +1,7 @@
 """Updates against ten iterations of Darknet's training; what decays, what is frozen, the running average."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -106,6 +107,17 @@ def test_subdivisions_give_the_gradient_of_the_whole_batch():
     updater(cut).update(1, iter(halves))
     for a, b in zip(whole.parameters(), cut.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_a_mini_batch_of_more_images_is_an_update_of_their_mean():
+    """dynamic_minibatch: six images in place of batch=4 move the weights as batch=6 does, decay included."""
+    ((images, targets, files),) = batches(1, 6)
+    models = [network(), network()]
+    models[1].network = models[1].network._replace(net=replace(models[1].net, batch=6))
+    for model in models:
+        updater(model).update(1, iter([(images, targets, files)]))
+    for grown, plain in zip(*(model.parameters() for model in models), strict=True):
+        assert torch.equal(grown, plain)
 
 
 def test_decay_acts_on_convolutions_alone():

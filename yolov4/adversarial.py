@@ -8,7 +8,7 @@ from torch import Tensor
 
 from yolov4.decoding import decode, head_outputs
 from yolov4.loss import Deltas, average_boxes, of_logits, pulled
-from yolov4.sections import Head, Net
+from yolov4.sections import GaussianHead, Head, Net
 
 FOUND = 0.25  # objectness * probability above which the network sees an object
 
@@ -24,7 +24,8 @@ def attack_deltas(logits: Tensor, head: Head) -> Tensor:
     """Darknet's delta of one head in adversarial mode, shaped as its logits (B, A * (5 + C), h, w).
 
     Large predictions count more.  Where the network sees an object, its classes go to 0, all others to 1 and the
-    box's values to 0; everywhere objectness goes to 0.  There are no truths.
+    box's values to 0; everywhere objectness goes to 0.  There are no truths.  Of a [Gaussian_yolo] the objects' classes
+    and objectness alone go to 0.
     """
     decoded, held = decode(logits, head), head_outputs(logits, head)
     scale = decoded.boxes[..., 2:].prod(-1, keepdim=True).sqrt()  # (B, A, h, w, 1), relative
@@ -32,8 +33,11 @@ def attack_deltas(logits: Tensor, head: Head) -> Tensor:
     seen = scores > FOUND
     some = seen.any(-1, keepdim=True)
     target = torch.where(seen, 0.0, torch.where(some & (scores < FOUND), 1.0, decoded.classes))
+    boxes = -scale * held[..., :4] * some
+    if isinstance(head, GaussianHead):
+        target, boxes = torch.where(seen, 0.0, decoded.classes), held.new_zeros(*some.shape[:-1], head.box_values)
     deltas = Deltas(
-        boxes=-scale * held[..., :4] * some,
+        boxes=boxes,
         objectness=-scale[..., 0] * head.obj_normalizer * decoded.objectness,
         classes=scale * (target - decoded.classes),
     )

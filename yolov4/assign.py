@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from yolov4.boxes import box_iou
-from yolov4.sections import Head
+from yolov4.sections import GaussianHead, Head
 
 
 class Positives(NamedTuple):
@@ -19,8 +19,9 @@ class Positives(NamedTuple):
 
 
 def assign(head: Head, targets: Tensor, grid: tuple[int, int]) -> Positives:
-    """Which predictions of a head answer for which truths: in the cell of the truth's centre, the best anchor of all if
-    it is one of this head's, and every other of this head's whose IoU (iou_thresh_kind) is above iou_thresh.
+    """Which predictions of a head answer for which truths: in the cell of the truth's centre (or yolo_point), the best
+    anchor of all if it is one of this head's, and every other of this head's whose IoU (iou_thresh_kind) is above
+    iou_thresh.
 
     targets (T, 6) with possible classes; grid (rows, columns).
     """
@@ -36,7 +37,8 @@ def assign(head: Head, targets: Tensor, grid: tuple[int, int]) -> Positives:
     truth, anchor = answers.nonzero(as_tuple=True)
     chosen = targets[truth]
     # a centre on the right or lower border is in the last cell
-    column, row = (chosen[:, 2] * w).long().clamp(0, w - 1), (chosen[:, 3] * h).long().clamp(0, h - 1)
+    points = chosen[:, 2:4] + (head.shift * chosen[:, 4:] if isinstance(head, GaussianHead) else 0)
+    column, row = (points[:, 0] * w).long().clamp(0, w - 1), (points[:, 1] * h).long().clamp(0, h - 1)
     return Positives((chosen[:, 0].long(), anchor, row, column), chosen[:, 2:], chosen[:, 1].long())
 
 

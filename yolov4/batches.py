@@ -102,10 +102,19 @@ def training_size(net: Net, head: Yolo, iteration: int, seed: int) -> Size:
     """(width, height) of an iteration: the network's, or with `random` another every ten iterations."""
     if not head.random:
         return net.width, net.height
-    limit, block = 1.4 if head.random == 1 else head.random, iteration // 10
+    limit, block = _limit(head), iteration // 10
     factor = augment.draw_factor(np.random.default_rng((seed, block)), limit)
     if block == 0 or block * 10 > net.max_batches - 100:
         factor = limit  # the largest first (is there enough memory?) and last (for the rolling averages)
+    return _resized(net, factor)
+
+
+def _limit(head: Yolo) -> float:
+    """The largest factor of `random`; the smallest is 1 / this."""
+    return 1.4 if head.random == 1 else head.random
+
+
+def _resized(net: Net, factor: float) -> Size:
     step = net.resize_step
     width, height = (math.floor(factor * side / step + 1.5) * step for side in (net.width, net.height))
     if factor < 1 and (width > net.width or height > net.height):
@@ -113,9 +122,21 @@ def training_size(net: Net, head: Yolo, iteration: int, seed: int) -> Size:
     return width, height
 
 
+def mini_batch_images(net: Net, head: Yolo, images: int, size: Size) -> int:
+    """Images in a mini-batch that has `images` at the largest size: with dynamic_minibatch more where they are smaller,
+    as many as have the pixels of those; less a fifth if that is still more than `images`."""
+    if not (net.dynamic_minibatch and head.random):
+        return images
+    most = images * math.prod(_resized(net, _limit(head))) // math.prod(size)
+    fewer = int(most * 0.8)
+    return fewer if fewer > images else max(most, 1)
+
+
 class MiniBatches:
     """Batch sampler: the lists of (sample index, size) of this rank's mini-batches, iterations start..end-1.
-    Iteration t has the samples t * batch ... in `subdivisions` mini-batches, in equal runs over the ranks."""
+    Iteration t has the samples t * batch ... in `subdivisions` mini-batches, in equal runs over the ranks.  With
+    dynamic_minibatch the numbers leave room for the most images that a mini-batch may have; update and learning rate
+    are those of the mean over all images, however many there are, as in Darknet."""
 
     def __init__(self, net: Net, head: Yolo, seed: int, start: int, end: int, rank: int = 0, world: int = 1):
         subdivisions = max(net.subdivisions, world)
@@ -124,7 +145,11 @@ class MiniBatches:
             raise ValueError(f"[net]: found {found}, expected each to be a multiple of the next")
         self.net, self.head, self.seed, self.iterations = net, head, seed, range(start, end)
         self.rows, self.runs = net.batch // subdivisions, subdivisions // world
-        self.first = rank * self.runs * self.rows
+        self.first, self.subdivisions = rank * self.runs, subdivisions
+        self.room = self.rows
+        if net.dynamic_minibatch and head.random:
+            small, large = (math.prod(_resized(net, factor)) for factor in sorted((_limit(head), 1 / _limit(head))))
+            self.room = self.rows * large // small
 
     def __len__(self) -> int:
         return len(self.iterations) * self.runs
@@ -132,9 +157,10 @@ class MiniBatches:
     def __iter__(self) -> Iterator[list[tuple[int, Size]]]:
         for iteration in self.iterations:
             size = training_size(self.net, self.head, iteration, self.seed)
-            for start in range(self.first, self.first + self.runs * self.rows, self.rows):
-                first = iteration * self.net.batch + start
-                yield [(index, size) for index in range(first, first + self.rows)]
+            images = mini_batch_images(self.net, self.head, self.rows, size)
+            for number in range(self.first, self.first + self.runs):
+                first = (iteration * self.subdivisions + number) * self.room
+                yield [(index, size) for index in range(first, first + images)]
 
 
 def training_batches(

@@ -14,7 +14,7 @@ from yolov4.sections import Anchors, Net, Network, Section, kind_name
 
 KINDS = {kind_name(c): c for c in (
     Net, known.Convolutional, known.Maxpool, known.Route, known.Shortcut, known.Upsample, known.Dropout, known.Yolo,
-    known.Avgpool, known.ScaleChannels, known.Sam, known.Reorg, known.Reorg3d, known.Implicit,
+    known.GaussianYolo, known.Avgpool, known.ScaleChannels, known.Sam, known.Reorg, known.Reorg3d, known.Implicit,
 )}  # fmt: skip
 
 # Keys that are written even where they hold the default: other readers have other defaults.
@@ -25,6 +25,12 @@ ALWAYS_WRITTEN = {
 }  # fmt: skip
 
 # Keys of upstream files that change nothing here, with the reason.
+YOLO = {
+    "max": "every truth of an image counts", "show_details": "what Darknet prints",
+    "bias_match": "only [region]", "rescore": "only [region]", "softmax": "only [region]",
+    "absolute": "only [region]", "thresh": "only [region]", "coords": "always 4",
+    "beta1": "Darknet does not read it, only beta_nms",
+}  # fmt: skip
 WITHOUT_EFFECT = {
     "net": {
         "angle": "only classifiers rotate", "aspect": "only classifiers", "max_crop": "only classifiers",
@@ -33,23 +39,19 @@ WITHOUT_EFFECT = {
         "time_steps": "only for recurrent networks", "max_chart_loss": "the chart scales itself",
         "optimized_memory": "memory of Darknet's GPU build", "use_cuda_graph": "Darknet's GPU build",
         "workspace_size_limit_mb": "memory of Darknet's GPU build", "loss_scale": "see --amp",
-        "attention": "windows that Darknet opens",
+        "attention": "windows that Darknet opens", "max_epochs": "Darknet does not read it, only max_batches",
     },
     "convolutional": {"flipped": "only old classifiers"},
-    "yolo": {
-        "max": "every truth of an image counts", "show_details": "what Darknet prints",
-        "bias_match": "only [region]", "rescore": "only [region]", "softmax": "only [region]",
-        "absolute": "only [region]", "thresh": "only [region]", "coords": "always 4",
-        "uc_normalizer": "only [Gaussian_yolo]", "beta1": "Darknet does not read it, only beta_nms",
-    },
+    "yolo": YOLO | {"uc_normalizer": "only [Gaussian_yolo]"},
+    "gaussian_yolo": YOLO,
 }  # fmt: skip
 
 # Keys that are an error unless 0, with the reason.
 REFUSED = {
     "net": {
         "cutmix": "Darknet has it for classifiers alone: use mosaic=1",
-        "dynamic_minibatch": "every update has batch images here: use subdivisions",
     },
+    "gaussian_yolo": dict.fromkeys(("new_coords", "focal_loss"), "only [yolo] has it"),
 }
 Options = dict[str, tuple[str, int]]  # key -> text of its value, line
 MAX_NUMBER = 1e12  # no value of any key is larger, so that sums and products of them stay numbers
@@ -147,13 +149,13 @@ def section_values(kind: str, line: int, options: Options, name: str) -> dict:
         options |= {} if cbn == "0" else {"batch_normalize": ("2", number)}
     for key, (value, number) in options.items():
         lines[key] = number
+        if value != "0" and key in REFUSED.get(kind, ()):
+            raise ValueError(f"{name}:{number}: [{kind}] {key}={value[:60]}, expected 0: {REFUSED[kind][key]}")
         if key in hints:
             try:
                 values["from_" if key == "from" else key] = _checked(key, _value(value, hints[key]))
             except ValueError as error:
                 raise ValueError(f"{name}:{number}: [{kind}] {key}={value[:60]}, expected {error}") from None
-        elif value != "0" and key in REFUSED.get(kind, ()):
-            raise ValueError(f"{name}:{number}: [{kind}] {key}={value[:60]}, expected 0: {REFUSED[kind][key]}")
         elif key not in WITHOUT_EFFECT.get(kind, ()) and key not in REFUSED.get(kind, ()):
             close = difflib.get_close_matches(key, [*hints, *WITHOUT_EFFECT.get(kind, ())], 1)
             hint = f", did you mean {close[0]}?" if close else ""

@@ -1,5 +1,5 @@
 """Logits -> boxes and probabilities, the only place; and from there to the detections of an image.
-Source: Darknet's src/yolo_layer.c, get_yolo_box, get_yolo_detections, correct_yolo_boxes."""
+Source: Darknet's src/yolo_layer.c, get_yolo_box, get_yolo_detections, correct_yolo_boxes; gaussian_yolo_layer.c."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from yolov4.boxes import cxcywh_to_xyxy, nms
-from yolov4.sections import Head
+from yolov4.sections import GaussianHead, Head
 
 
 class Decoded(NamedTuple):
@@ -18,6 +18,15 @@ class Decoded(NamedTuple):
     boxes: Tensor  # (B, A, h, w, 4)
     objectness: Tensor  # (B, A, h, w)
     classes: Tensor  # (B, A, h, w, C)
+
+
+class GaussianDecoded(NamedTuple):
+    """Those of a [Gaussian_yolo], and how uncertain x, y, w, h are, in 0..1."""
+
+    boxes: Tensor
+    objectness: Tensor
+    classes: Tensor
+    sigmas: Tensor  # (B, A, h, w, 4)
 
 
 class Detections(NamedTuple):
@@ -33,12 +42,6 @@ class Detections(NamedTuple):
         return boxes, scores, labels
 
 
-def head_values(logits: Tensor, head: Head) -> Tensor:
-    """logits (B, A * (5 + C), h, w) -> the same by anchor and cell, float32 (B, A, h, w, 5 + C)."""
-    batch, _, h, w = logits.shape
-    return logits.float().view(batch, len(head.anchors), 5 + head.classes, h, w).permute(0, 1, 3, 4, 2)
-
-
 class Candidates(NamedTuple):
     """What is above the threshold in a batch, a row for each class, before the suppression."""
 
@@ -48,21 +51,34 @@ class Candidates(NamedTuple):
     labels: Tensor  # (n,) int64
 
 
+def head_values(logits: Tensor, head: Head) -> Tensor:
+    """logits (B, A * (5 + C), h, w) -> the same by anchor and cell, float32 (B, A, h, w, 5 + C); of a [Gaussian_yolo]
+    9 + C: x, y, w, h are each followed by its uncertainty."""
+    values = logits.float().unflatten(1, (len(head.anchors), head.box_values + 1 + head.classes))
+    return values.permute(0, 1, 3, 4, 2)
+
+
 def head_outputs(logits: Tensor, head: Head) -> Tensor:
     """logits (B, A * (5 + C), h, w) -> what Darknet's layer holds, float32 (B, A, h, w, 5 + C): x, y in cells from
-    the cell's corner; w, h as logits, or after the logistic with new_coords; probabilities."""
+    the cell's corner; w, h as logits, or after the logistic with new_coords; probabilities.  No uncertainties."""
     values = head_values(logits, head)
-    return torch.cat((_box_outputs(values[..., :4], head), values[..., 4:].sigmoid()), -1)
+    box = values[..., :8:2] if isinstance(head, GaussianHead) else values[..., :4]
+    return torch.cat((_box_outputs(box, head), values[..., head.box_values :].sigmoid()), -1)
 
 
-def decode(logits: Tensor, head: Head) -> Decoded:
+def decode(logits: Tensor, head: Head) -> Decoded | GaussianDecoded:
     """logits (B, A * (5 + C), h, w), before the logistic, of any float type -> Decoded in float32."""
     held = head_outputs(logits, head)  # (B, A, h, w, 5 + C)
     h, w = logits.shape[2:]
     columns, rows = torch.arange(w, device=held.device), torch.arange(h, device=held.device)
     cells = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)  # (h, w, 2)
     anchors = held.new_tensor(head.anchors)[:, None, None]  # (A, 1, 1, 2)
-    return Decoded(_boxes(held[..., :4], cells, anchors, (w, h), head), held[..., 4], held[..., 5:])
+    boxes = _boxes(held[..., :4], cells, anchors, (w, h), head)
+    if not isinstance(head, GaussianHead):
+        return Decoded(boxes, held[..., 4], held[..., 5:])
+    sigmas = head_values(logits, head)[..., 1:8:2].sigmoid()
+    boxes = torch.cat((boxes[..., :2] - head.shift * boxes[..., 2:], boxes[..., 2:]), -1)
+    return GaussianDecoded(boxes, held[..., 4], held[..., 5:], sigmas)
 
 
 def decode_places(values: Tensor, places: tuple[Tensor, ...], grid: tuple[int, int], head: Head) -> Tensor:
@@ -99,8 +115,9 @@ def detections_from_logits(
     """logits of each head -> one Detections an image.
 
     image_size: (width, height) of the original image in pixels, or one a picture of the batch.  A prediction counts
-    where objectness > thresh, with every class whose objectness * probability > thresh.  The last head's nms_kind and
-    beta_nms hold, as in Darknet; nms_thresh 0 leaves the suppression out.
+    where objectness > thresh, with every class whose objectness * probability > thresh (of a [Gaussian_yolo] times
+    1 - mean uncertainty).  The last head's nms_kind and beta_nms hold, as in Darknet; nms_thresh 0 leaves the
+    suppression out.
     """
     network_size = (logits[0].shape[3] * heads[0].stride, logits[0].shape[2] * heads[0].stride)
     found = [_candidates(decode(each, head), thresh) for each, head in zip(logits, heads, strict=True)]
@@ -134,10 +151,18 @@ def detections_from_candidates(
     return detections
 
 
-def _candidates(decoded: Decoded, thresh: float) -> Candidates:
+def class_scores(decoded: Decoded | GaussianDecoded, places=...) -> Tensor:
+    """Objectness * probability, of a [Gaussian_yolo] times 1 - mean uncertainty; (..., C), of all places or of some."""
+    scores = decoded.objectness[places][..., None] * decoded.classes[places]
+    if isinstance(decoded, GaussianDecoded):
+        scores = scores * (1 - decoded.sigmas[places].mean(-1, keepdim=True))
+    return scores
+
+
+def _candidates(decoded: Decoded | GaussianDecoded, thresh: float) -> Candidates:
     """All classes above thresh of one head's predictions."""
     places = (decoded.objectness > thresh).nonzero(as_tuple=True)  # image, anchor, row, column
-    scores = decoded.objectness[places][:, None] * decoded.classes[places]  # (m, C)
+    scores = class_scores(decoded, places)  # (m, C)
     rows, labels = (scores > thresh).nonzero(as_tuple=True)
     return Candidates(places[0][rows], decoded.boxes[places][rows], scores[rows, labels], labels)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from yolov4.boxes import cxcywh_to_xyxy
 from yolov4.cfg import format_cfg
-from yolov4.decoding import decode
+from yolov4.decoding import class_scores, decode
 from yolov4.files import replacing
 from yolov4.model import Darknet
 from yolov4.runtime import INSTALL, OnnxNetwork
@@ -57,8 +57,8 @@ class Exported(NamedTuple):
 class Decoding(nn.Module):
     """A network with its decoding.  images: (B, C, h, w) float RGB 0..1 of the cfg's size.
 
-    Returns boxes (B, N, 4), xyxy relative to the network input and not cut to it, and scores (B, N, classes) =
-    objectness * class probability; heads one after the other, in each by anchor, row and column.
+    Returns boxes (B, N, 4), xyxy relative to the network input and not cut to it, and scores (B, N, classes) as
+    `class_scores`; heads one after the other, in each by anchor, row and column.
     """
 
     def __init__(self, model: Darknet):
@@ -68,7 +68,7 @@ class Decoding(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         decoded = [decode(logits, head) for logits, head in zip(self.model(images), self.model.heads, strict=True)]
         boxes = torch.cat([each.boxes.flatten(1, 3) for each in decoded], 1)
-        scores = torch.cat([(each.objectness[..., None] * each.classes).flatten(1, 3) for each in decoded], 1)
+        scores = torch.cat([class_scores(each).flatten(1, 3) for each in decoded], 1)
         return cxcywh_to_xyxy(boxes), scores
 
 

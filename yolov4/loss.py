@@ -1,5 +1,5 @@
 """Darknet's loss: its hand-written deltas, given to autograd as the gradient they are.
-Source: Darknet's src/yolo_layer.c, process_batch, delta_yolo_box, delta_yolo_class, forward_yolo_layer."""
+Source: Darknet's src/yolo_layer.c (process_batch, delta_yolo_class, forward_yolo_layer), gaussian_yolo_layer.c."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from yolov4.assign import Positives, assign, rank_in_place
-from yolov4.boxes import box_iou, iou_gradient
+from yolov4.boxes import box_iou
 from yolov4.decoding import Decoded, decode
-from yolov4.sections import Head, Net
+from yolov4.regression import box_deltas
+from yolov4.sections import GaussianHead, Head, Net
 
 CLASS_MATCH = 0.25  # a prediction can only be spared as a negative if some class is more probable than this
 
@@ -36,7 +37,7 @@ class LossTerms(NamedTuple):
 class Deltas(NamedTuple):
     """Minus the gradient with respect to a head's values, by part; filled in place."""
 
-    boxes: Tensor  # (B, A, h, w, 4)
+    boxes: Tensor  # (B, A, h, w, 4), or 8: those of the uncertainties behind
     objectness: Tensor  # (B, A, h, w)
     classes: Tensor  # (B, A, h, w, C)
 
@@ -77,7 +78,7 @@ def head_deltas(logits: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, He
     decoded = decode(logits, head)
     targets = targets[(targets[:, 1] >= 0) & (targets[:, 1] < head.classes)]
     deltas = Deltas(
-        torch.zeros_like(decoded.boxes),
+        decoded.boxes.new_zeros(*decoded.objectness.shape, head.box_values),
         -head.obj_normalizer * decoded.objectness,
         torch.zeros_like(decoded.classes),
     )
@@ -90,14 +91,15 @@ def head_deltas(logits: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, He
         places, classes = tuple(p[chosen] for p in positives.places), positives.classes[chosen]
         _set_objectness(deltas, decoded, head, places, classes)
         _set_classes(deltas, decoded, head, places, classes)
-    if head.iou_thresh < 1:
+    if head.iou_thresh < 1 or isinstance(head, GaussianHead):
         average_boxes(deltas)
     return of_logits(deltas, logits, head), _terms(deltas, decoded, head, positives)
 
 
 def of_logits(deltas: Deltas, logits: Tensor, head: Head) -> Tensor:
     """The parts put together, with respect to the logits (B, A * (5 + C), h, w)."""
-    delta = torch.cat((deltas.boxes, deltas.objectness[..., None], deltas.classes), -1)  # (B, A, h, w, 5 + C)
+    boxes = deltas.boxes.unflatten(-1, (-1, 4)).transpose(-1, -2).flatten(-2)  # an uncertainty behind its value
+    delta = torch.cat((boxes, deltas.objectness[..., None], deltas.classes), -1)  # (B, A, h, w, 5 + C) or 9 + C
     delta = delta.permute(0, 1, 4, 2, 3).reshape(logits.shape)
     if head.new_coords:  # Darknet's delta is with respect to the output of the logistic layer before the head
         probabilities = logits.float().sigmoid()
@@ -118,7 +120,10 @@ def _spare_overlapping(deltas: Deltas, decoded: Decoded, head: Head, targets: Te
         iou, best = box_iou(decoded.boxes[places][:, None], truths[None, :, 2:]).max(1)
         spared = matching[considered] & (iou > head.ignore_thresh)
         at = tuple(p[spared] for p in places)
-        if head.objectness_smooth:
+        if head.objectness_smooth and isinstance(head, GaussianHead):
+            deltas.objectness[at] = head.obj_normalizer * (iou[spared].square() - decoded.objectness[at])
+            _set_classes(deltas, decoded, head, at, truths[best[spared], 1].long())
+        elif head.objectness_smooth:
             towards = head.obj_normalizer * (iou[spared] - decoded.objectness[at])
             deltas.objectness[at] = torch.maximum(deltas.objectness[at], towards)
         else:
@@ -142,34 +147,14 @@ def _answer(deltas: Deltas, decoded: Decoded, head: Head, at: tuple[Tensor, ...]
 
 def _add_boxes(deltas: Deltas, decoded: Decoded, head: Head, positives: Positives) -> None:
     """Box deltas of all truths in a place add up."""
-    boxes, truths = decoded.boxes[positives.places], positives.truths
-    grid = boxes.new_tensor(decoded.objectness.shape[:1:-1])  # columns, rows
-    anchors = boxes.new_tensor(head.anchors)[positives.places[1]] / (grid * head.stride)
-    scale = head.iou_normalizer * class_multipliers(head, boxes)[positives.classes, None]
-    if head.iou_loss == "mse":
-        # the logarithm of a side of 0 pulls nowhere
-        delta = (_mse_delta(boxes, truths, anchors, grid, head.new_coords) * scale).nan_to_num(0, 0, 0)
-    else:
-        # a side that vanished counts as 1: Darknet's way around a division by 0
-        sides = torch.where(boxes[:, 2:] == 0, 1.0, boxes[:, 2:])
-        delta = iou_gradient(torch.cat((boxes[:, :2], sides), 1), truths, head.iou_loss)
-        if not head.new_coords:  # the derivative of exp(t) belongs to w, h alone
-            delta = torch.cat((delta[:, :2], delta[:, 2:] * boxes[:, 2:] / anchors), 1)
-        delta = (delta * scale).nan_to_num(0, 0, 0).clamp(-head.max_delta, head.max_delta)
+    multipliers = class_multipliers(head, decoded.boxes)[positives.classes, None]
+    delta = box_deltas(decoded, positives.places, positives.truths, head, multipliers)
     deltas.boxes.index_put_(positives.places, delta, accumulate=True)
-
-
-def _mse_delta(boxes: Tensor, truths: Tensor, anchors: Tensor, grid: Tensor, new_coords: bool) -> Tensor:
-    """Differences of x, y in cells, and of w, h as the head has them, more for small truths.  All (n, 4) or (n, 2)."""
-    was, wanted = boxes[:, 2:] / anchors, truths[:, 2:] / anchors
-    was, wanted = (was.sqrt() / 2, wanted.sqrt() / 2) if new_coords else (was.log(), wanted.log())
-    delta = torch.cat(((truths[:, :2] - boxes[:, :2]) * grid, wanted - was), 1)
-    return delta * (2 - truths[:, 2:].prod(1, keepdim=True))
 
 
 def _set_objectness(deltas: Deltas, decoded: Decoded, head: Head, places: tuple[Tensor, ...], classes: Tensor) -> None:
     towards = class_multipliers(head, decoded.boxes)[classes] * head.obj_normalizer * (1 - decoded.objectness[places])
-    if head.objectness_smooth:  # then the target is the IoU where there is one
+    if head.objectness_smooth and not isinstance(head, GaussianHead):  # the target is the IoU where there is one
         current = deltas.objectness[places]
         towards = torch.where(current == 0, towards, current)
     deltas.objectness[places] = towards
@@ -210,7 +195,7 @@ def _terms(deltas: Deltas, decoded: Decoded, head: Head, positives: Positives) -
     total = deltas.boxes.square().sum() + other / head.obj_normalizer
     kind = "giou" if head.iou_loss == "giou" else "iou"
     away = (1 - box_iou(boxes, positives.truths, kind)).sum() / count.clamp(min=1)
-    cost = total if head.iou_loss == "mse" else head.iou_normalizer * away + other
+    cost = total if head.iou_loss == "mse" or isinstance(head, GaussianHead) else head.iou_normalizer * away + other
     average_iou = box_iou(boxes, positives.truths).sum() / count.clamp(min=1)
     return HeadTerms((total - other) / images, other / images, total / images, average_iou, count, cost)
 

@@ -1,9 +1,9 @@
 """Sections -> a plan of layers: who reads whom, shapes, parameters, cost; the yolo heads with their strides.
 Source: the make_*_layer functions of Darknet; BFLOPs are counted as it prints them."""
 
-from dataclasses import fields
 from typing import NamedTuple
 
+from yolov4.heads import check_head, make_head
 from yolov4.sections import (
     Avgpool,
     Convolutional,
@@ -64,7 +64,7 @@ def plan_layers(network: Network) -> tuple[Layer, ...]:
             shapes = [layers[s].output_shape if s >= 0 else (net.channels, net.height, net.width) for s in sources]
             layers.append(_layer(index, section, sources, shapes))
             if isinstance(section, Yolo):
-                _check_head(section, layers[-2].section if index else None, shapes[0][0], name)
+                check_head(section, layers[-2].section if index else None, shapes[0][0], name)
         except ValueError as error:
             line = section.lines.get("", 0)
             raise error if str(error).startswith(f"{name}:") else ValueError(f"{name}:{line}: {error}") from None
@@ -79,21 +79,8 @@ def plan_layers(network: Network) -> tuple[Layer, ...]:
 
 def find_heads(network: Network, layers: tuple[Layer, ...]) -> tuple[Head, ...]:
     """The heads in the order of the file."""
-    net, heads = network.net, []
-    for layer in layers:
-        section, (_, height, width) = layer.section, layer.output_shape
-        if not isinstance(section, Yolo):
-            continue
-        if net.width % width or net.height % height or net.width // width != net.height // height:
-            raise ValueError(
-                f"{network.name}:{section.lines.get('', 0)}: [yolo] has {width}x{height} cells for a network of "
-                f"{net.width}x{net.height}, expected a size that the stride divides (a multiple of 32 as a rule)"
-            )
-        keys = {f.name: getattr(section, f.name) for f in fields(section)}
-        mask = section.mask or tuple(range(len(section.anchors)))
-        keys |= {"mask": mask, "anchors": tuple(section.anchors[m] for m in mask), "all_anchors": section.anchors}
-        heads.append(Head(**keys, index=layer.index, stride=net.width // width))
-    return tuple(heads)
+    yolos = (layer for layer in layers if isinstance(layer.section, Yolo))
+    return tuple(make_head(network, layer.section, layer.index, layer.output_shape[1:]) for layer in yolos)
 
 
 def _sources(section: Section, index: int) -> tuple[int, ...]:
@@ -206,25 +193,3 @@ def _check_window(section: Section, shape: tuple[int, int, int]) -> None:
         raise ValueError(f"size={size} stride={stride} padding={padding}, expected 1.., 1.. and 0..size")
     if (values := shape[0] * (shape[1] + 2 * room) * (shape[2] + 2 * room)) > MAX_VALUES:
         raise ValueError(f"its padded input has {values:,} values, expected at most {MAX_VALUES:,}")
-
-
-def _check_head(yolo: Yolo, before: Section | None, channels: int, name: str) -> None:
-    line = yolo.lines.get("", 0)
-    bad = [m for m in yolo.mask if not 0 <= m < yolo.num]
-    if bad:
-        at = yolo.lines.get("mask", line)
-        raise ValueError(f"{name}:{at}: [yolo] mask {bad[0]}, but num={yolo.num} (0..{yolo.num - 1})")
-    if len(yolo.anchors) != yolo.num:
-        found = f"{len(yolo.anchors)} anchors, but num={yolo.num}"
-        raise ValueError(f"{name}:{yolo.lines.get('anchors', line)}: [yolo] has {found}, expected as many")
-    expected = (len(yolo.mask) or yolo.num) * (yolo.classes + 5)
-    if channels != expected:
-        at = before.lines.get("filters", before.lines.get("", 0)) if before else line
-        raise ValueError(
-            f"{name}:{at}: filters={channels} before the [yolo] of line {line}, expected {expected} = "
-            f"{len(yolo.mask) or yolo.num} anchors * ({yolo.classes} classes + 5); "
-            "`python -m yolov4.blueprint yolov4 --classes N --out my.cfg` writes a cfg for N classes"
-        )
-    if yolo.new_coords and not (isinstance(before, Convolutional) and before.activation == "logistic"):
-        at = before.lines.get("activation", before.lines.get("", 0)) if before else line
-        raise ValueError(f"{name}:{at}: the layer before a [yolo] with new_coords=1 has to have activation=logistic")

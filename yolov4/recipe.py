@@ -61,9 +61,11 @@ def with_yolov5_heads(network: Network) -> Network:
     balance = BALANCE[len(heads) > len(BALANCE[0])]
     for head, weight in zip(heads, balance, strict=False):
         before, yolo = sections[head.index - 1], sections[head.index]
+        where = f"{network.name}:{yolo.lines.get('', 0)}: [{yolo.kind}]"
+        if yolo.kind != "yolo":
+            raise ValueError(f"{where} with the yolov5-style loss, expected [yolo]")
         if not isinstance(before, Convolutional) or before.activation not in ("linear", "logistic"):
-            where = f"{network.name}:{yolo.lines.get('', 0)}"
-            raise ValueError(f"{where}: [yolo] comes after [{before.kind}], expected a linear or logistic convolution")
+            raise ValueError(f"{where} comes after [{before.kind}], expected a linear or logistic convolution")
         share = 3 / len(heads)
         sections[head.index - 1] = replace(before, activation="logistic")
         sections[head.index] = replace(

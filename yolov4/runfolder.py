@@ -15,7 +15,7 @@ from yolov4.checkpoint import PREVIOUS, save_checkpoint
 from yolov4.files import replacing
 from yolov4.model import Darknet
 from yolov4.result import Record, Result
-from yolov4.sections import Network
+from yolov4.sections import Network, Yolo
 from yolov4.settings import Settings
 from yolov4.updates import Update
 from yolov4.weights import save_weights
@@ -39,7 +39,7 @@ class RunFolder:
         self._text(f"{self.name}.cfg", format_cfg(network.net, network.sections))
         self._text(f"{self.name}.names", "".join(f"{name}\n" for name in names))
         self._text("settings.json", json.dumps(asdict(settings), indent=1) + "\n")
-        heads = [index for index, section in enumerate(network.sections) if section.kind == "yolo"]
+        heads = [index for index, section in enumerate(network.sections) if isinstance(section, Yolo)]
         self.columns = ["iteration", "loss", "rate", "images_per_second", "data_share", "map"]
         self.heads, self.board, self.evaluation = heads, None, None
         if settings.tensorboard:

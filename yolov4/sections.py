@@ -48,6 +48,7 @@ class Net(Section):
     mixup: int = 0
     mosaic: bool = False
     mosaic_bound: bool = False
+    dynamic_minibatch: bool = False  # more images in a mini-batch of smaller ones, where `random` changes the size
     letter_box: bool = False
     learning_rate: float = 0.001
     learning_rate_min: float = 0.00001
@@ -188,6 +189,17 @@ class Yolo(Section):
     nms_kind: Literal["default", "greedynms", "diounms"] = "default"
     beta_nms: float = 0.6
 
+    box_values = 4  # x, y, w, h
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianYolo(Yolo):
+    uc_normalizer: float = 1.0
+    yolo_point: Literal["center", "left_top", "right_bottom"] = "center"  # which point of a box x, y are
+
+    kind = "Gaussian_yolo"  # Darknet minds the case
+    box_values = 8  # an uncertainty behind each of x, y, w, h
+
 
 @dataclass(frozen=True, kw_only=True)
 class Head(Yolo):
@@ -196,6 +208,16 @@ class Head(Yolo):
     all_anchors: Anchors  # (N, 2)
     index: int  # of the layer, counted from 0 after [net]
     stride: int  # pixels of the network input a cell
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianHead(Head, GaussianYolo):
+    """A [Gaussian_yolo] in its place."""
+
+    @property
+    def shift(self) -> float:
+        """From a box's centre to its point, in widths and heights."""
+        return {"center": 0.0, "left_top": -0.5, "right_bottom": 0.5}[self.yolo_point]
 
 
 class Network(NamedTuple):
