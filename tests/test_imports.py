@@ -75,9 +75,10 @@ MAY_IMPORT = {
     "board": ["result", "curves", "updates"],
     "runfolder": ["sections", "cfg", "files", "settings", "model", "weights", "checkpoint", "plots", "updates",
                   "board", "report", "result"],
+    "start": ["data", "model", "progress", "settings", "updates", "weights", "yolov5_loss"],
     "training": [
-        "cfg", "settings", "data", "batches", "model", "weights", "checkpoint", "predict", "evaluation", "distributed",
-        "updates", "progress", "runfolder", "datareport", "yolov5_loss",
+        "cfg", "settings", "data", "batches", "model", "checkpoint", "predict", "evaluation", "distributed", "updates",
+        "progress", "start", "runfolder", "datareport",
     ],
 }  # fmt: skip
 LEAVES = ("files", "sections", "cfg", "heads", "plan", "blocks", "networks", "blueprint", "recipe")

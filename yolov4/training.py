@@ -15,17 +15,16 @@ from yolov4 import datareport
 from yolov4.batches import training_batches
 from yolov4.cfg import format_cfg, parse_cfg, read_cfg, read_names
 from yolov4.checkpoint import last_checkpoint
-from yolov4.data import inspect, read_image_list
+from yolov4.data import read_image_list
 from yolov4.distributed import Processes, local_rank, lost_another
 from yolov4.evaluation import collect
 from yolov4.model import Darknet
 from yolov4.predict import choose_device
-from yolov4.progress import Faults, Progress, Timed, announce, darknet_log, stop_requests
+from yolov4.progress import Faults, Timed, announce, darknet_log, stop_requests
 from yolov4.runfolder import RunFolder
 from yolov4.settings import Settings, configured
+from yolov4.start import from_checkpoint, from_weights, usable_images
 from yolov4.updates import Ema, Updater
-from yolov4.weights import VERSION, load_weights
-from yolov4.yolov5_loss import prior_biases
 
 
 class Training:
@@ -49,19 +48,21 @@ class Training:
         self.net, self.names = self.network.net, read_names(settings.names)
         generator = torch.Generator().manual_seed(settings.seed)
         self.model = Darknet(self.network, generator).to(self.device, memory_format=torch.channels_last)
-        if settings.loss == "yolov5":
-            self.model.set_head_biases(prior_biases)  # what a file of weights holds takes their place
         if len(self.names) != self.model.heads[-1].classes:
             found = f"{len(self.names)} names, but {self.network.name} has {self.model.heads[-1].classes} classes"
             raise ValueError(f"{settings.names}: {found}, expected as many: `python -m yolov4.blueprint` takes --names")
-        self.paths = self._inspect(paths)
+        self.paths = usable_images(settings, self.names, (self.net.width, self.net.height), self.say)
         self.faults = Faults(len(self.paths), self.say)
         if settings.sync_bn:
             self.processes.synchronise(self.model)
         options = {"amp": settings.amp, "loss": settings.loss, "freeze": settings.freeze}
         self.updater = Updater(self.model, self.net, self.processes, **options)
         self.ema = Ema(self.model, self.net, settings.ema)
-        self.progress = self._restore(checkpoint) if checkpoint else self._start()
+        if checkpoint:
+            self.progress = from_checkpoint(checkpoint, folder / "last.pt", self.updater, self.ema)
+            self.say(f"resuming {folder} at iteration {self.progress.iteration} of {self.net.max_batches}")
+        else:
+            self.progress = from_weights(self.model, self.ema, settings, self.say)
         if self.progress.iteration >= self.net.max_batches:
             raise ValueError(
                 f"{settings.weights or folder}: is at iteration {self.progress.iteration} of {self.net.max_batches}, "
@@ -174,47 +175,6 @@ class Training:
             "seen": self.progress.iteration * self.net.batch, **asdict(self.progress),
         }  # fmt: skip
         self.files.save(self.model, state, self.ema.model)
-
-    def _restore(self, checkpoint: dict) -> Progress:
-        if missing := {"optimiser", "scaler", *Progress.__dataclass_fields__} - checkpoint.keys():
-            raise ValueError(f"{self.folder}/last.pt: has no {min(missing)}, expected a checkpoint of train.py, whole")
-        self.model.load_state_dict(checkpoint["model"])
-        self.updater.optimiser.load_state_dict(checkpoint["optimiser"])
-        self.updater.scaler.load_state_dict(checkpoint["scaler"])
-        self.ema.load(self.model, checkpoint["ema"])
-        progress = Progress(**{key: checkpoint[key] for key in Progress.__dataclass_fields__})
-        self.say(f"resuming {self.folder} at iteration {progress.iteration} of {self.net.max_batches}")
-        return progress
-
-    def _start(self) -> Progress:
-        """From fresh weights, from a partial file, or on from the iteration that seen / batch of a file says."""
-        weights, freeze = self.settings.weights, self.settings.freeze
-        loaded = load_weights(self.model, weights, other_classes=True) if weights else None
-        if freeze > (layers := loaded.layers if loaded else 0):
-            raise ValueError(f"--freeze {freeze}, but {layers} layers come from --weights, expected as many or more")
-        if not loaded:
-            self.say("from fresh weights (no --weights)")
-            return Progress()
-        iteration = 0 if self.settings.clear or loaded.classes else loaded.seen // self.net.batch
-        self.model.weights_version = VERSION
-        self.ema.restart(self.model)
-        start = f"{loaded.seen:,} images seen, so on from iteration {iteration} of {self.net.max_batches}"
-        if not iteration:
-            start = "from iteration 0" + (", what it has seen was other data" if loaded.classes else "")
-        self.say(f"{weights}: {loaded}; {start}" + (f"; the first {freeze} layers stay frozen" if freeze else ""))
-        return Progress(iteration)
-
-    def _inspect(self, paths: list[Path]) -> list[Path]:
-        """Prints what the data is like before any time is spent; the training images that can be used."""
-        size = (self.net.width, self.net.height)
-        report = inspect(paths, self.names, size, self.settings.train)
-        reports = [report]
-        if self.settings.valid:
-            reports.append(inspect(read_image_list(self.settings.valid), self.names, size, self.settings.valid))
-        for each in reports:
-            self.say("\n".join(each.lines()))
-            each.check()
-        return report.usable
 
     @contextlib.contextmanager
     def _advice(self) -> Iterator[None]:
