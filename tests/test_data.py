@@ -14,7 +14,7 @@ from yolov4 import data
 
 SHARED = Path(__file__).parents[1].parent / "shared"
 COLOURS = {"hue": 0.1, "saturation": 1.5, "exposure": 1.5, "blur": 0, "gaussian_noise": 0}
-NET = {**COLOURS, "flip": 1, "letter_box": 0, "mosaic": 1, "mixup": 0, "mosaic_bound": 0}
+NET = {**COLOURS, "flip": 1, "letter_box": 0, "mosaic": 1, "mixup": 0, "mixup_share": 0.0, "mosaic_bound": 0}
 
 
 def net_of(**keys):

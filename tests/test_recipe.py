@@ -58,7 +58,7 @@ def test_the_yolov5_loss_learns_and_opencv_reads_the_result(root, work):
     rows = (work / "runs/run/results.csv").read_text().splitlines()
     column = rows[0].split(",").index("loss")
     losses = [float(row.split(",")[column]) for row in rows[1:]]
-    assert sum(losses[-5:]) < 0.7 * sum(losses[:5])
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
     done = subprocess.run(
         [sys.executable, str(root / "cvt2darknet.py"), "--verify", "--runs", str(work / "runs")],
         cwd=work, capture_output=True, text=True,

@@ -181,14 +181,16 @@ def test_a_loss_that_is_no_number_names_everything_and_changes_nothing():
 def test_ema_with_a_decay_follows_its_formula():
     model = network()
     average = Ema(model, model.net, decay=0.9)
-    weight, expected = model.layers[1][0].bias, model.layers[1][0].bias.clone()
+    names = ("layers.1.0.bias", "layers.0.1.running_var")  # rolling averages are averaged too
+    expected = {name: model.state_dict()[name].clone() for name in names}
     for iteration in (1, 2, 3):
-        with torch.no_grad():
-            weight.add_(1.0)
-        average.update(model, iteration)
         keep = 0.9 * (1 - math.exp(-iteration / 2000))
-        expected = keep * expected + (1 - keep) * weight
-    assert torch.allclose(average.model.layers[1][0].bias, expected)
+        for name in names:
+            value = model.state_dict()[name].add_(1.0)
+            expected[name] = keep * expected[name] + (1 - keep) * value
+        average.update(model, iteration)
+    for name in names:
+        assert torch.allclose(average.model.state_dict()[name], expected[name]), name
 
 
 def test_ema_alpha_runs_in_the_second_half_and_takes_over_before_the_end():

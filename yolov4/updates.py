@@ -185,7 +185,7 @@ class Ema:
 
     Without `decay` as [net] ema_alpha does it: from half of max_batches on, until 1,000 iterations before the end,
     where the average takes the place of the weights and the rolling averages settle.  With `decay` (--ema) from the
-    first iteration on, rising as decay * (1 - exp(-iteration / 2000)), beside the weights.
+    first iteration on, rising as decay * (1 - exp(-iteration / 2000)), beside the weights; rolling averages too.
     """
 
     def __init__(self, model: Darknet, net: Net, decay: float = 0.0):
@@ -195,9 +195,8 @@ class Ema:
 
     def update(self, model: Darknet, iteration: int) -> None:
         if self.decay:
-            self._move(model, self.decay * (1 - math.exp(-iteration / 2000)))
-            for ours, theirs in zip(self.model.buffers(), model.buffers(), strict=True):
-                ours.copy_(theirs)
+            keep = self.decay * (1 - math.exp(-iteration / 2000))
+            _move(self.model.state_dict(), model.state_dict(), keep)
         elif self.net.ema_alpha and iteration >= self.net.max_batches // 2:
             if self.model is None:
                 self._start(model)
@@ -205,7 +204,7 @@ class Ema:
                 for ours, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
                     theirs.data.copy_(ours)
             elif iteration < self.net.max_batches - 1000:
-                self._move(model, self.net.ema_alpha)
+                _move(dict(self.model.named_parameters()), dict(model.named_parameters()), self.net.ema_alpha)
 
     def restart(self, model: Darknet) -> None:
         """After weights were loaded into the model: an average that already runs takes them too."""
@@ -220,7 +219,11 @@ class Ema:
     def _start(self, model: Darknet) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False)
 
-    @torch.no_grad()
-    def _move(self, model: nn.Module, keep: float) -> None:
-        for ours, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
-            ours.lerp_(theirs, 1 - keep)
+
+@torch.no_grad()
+def _move(ours: dict[str, Tensor], theirs: dict[str, Tensor], keep: float) -> None:
+    for name, tensor in ours.items():
+        if tensor.is_floating_point():
+            tensor.lerp_(theirs[name], 1 - keep)
+        else:  # a count
+            tensor.copy_(theirs[name])
