@@ -2,10 +2,13 @@
 Source: PyTorch's torch.distributed; the result is that of one process with as many mini-batches."""
 
 import os
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+
+PATIENCE = timedelta(minutes=30)  # that one process waits for another: the first one evaluates alone
 
 
 class Processes:
@@ -14,7 +17,7 @@ class Processes:
     def __init__(self, device: torch.device):
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         if self.world > 1:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
 
     @property
     def first(self) -> bool:
@@ -26,10 +29,14 @@ class Processes:
             dist.destroy_process_group()
 
     def sum(self, *tensors: Tensor) -> None:
-        """Sums tensors over the processes, in place and in one message."""
+        """Sums tensors over the processes, in place and in one message.  Raises ConnectionError where one is gone."""
         if self.world > 1:
             flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-            dist.all_reduce(flat)
+            try:
+                dist.all_reduce(flat)
+            except RuntimeError as error:
+                lost = f"process {self.rank} of {self.world} lost another one ({str(error).splitlines()[0][:120]})"
+                raise ConnectionError(f"{lost}, expected all to live; --resume goes on from last.pt") from None
             for tensor, total in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
                 tensor.copy_(total.view_as(tensor))
 

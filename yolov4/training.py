@@ -23,7 +23,7 @@ from yolov4.predict import choose_device
 from yolov4.progress import Faults, Progress, Timed, announce, darknet_log, stop_requests
 from yolov4.runfolder import RunFolder
 from yolov4.settings import Settings, configured
-from yolov4.updates import Ema, Updater
+from yolov4.updates import Ema, Updater, make_deterministic
 from yolov4.weights import VERSION, load_weights
 
 
@@ -34,6 +34,8 @@ class Training:
     """
 
     def __init__(self, settings: Settings, folder: Path, resume: bool = False, say: Callable[[str], None] = announce):
+        if settings.deterministic:
+            make_deterministic()
         device = choose_device(settings.device)
         self.device = torch.device("cuda", local_rank()) if device.type == "cuda" and device.index is None else device
         self.processes = Processes(self.device)

@@ -3,6 +3,7 @@ Source: Darknet's src/network.c, train_network_waitkey, update_network, ema_upda
 
 import copy
 import math
+import os
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -19,6 +20,15 @@ from yolov4.sections import Convolutional, Net
 from yolov4.staged import growth, set_stage
 
 AMP_TYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+SMALLEST_SCALE = 2.0**-16  # of float16 gradients, which start at 2^16: below it none has fitted for long
+
+
+def make_deterministic() -> None:
+    """From here on every operation of this process gives the same bits each time, on a GPU too, or raises RuntimeError.
+    To be called before CUDA starts.  Source: PyTorch's notes on reproducibility."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -58,7 +68,7 @@ class Updater:
 
     def update(self, iteration: int, batches: Iterable[tuple[Tensor, Tensor, list]]) -> Update:
         """Iteration counted from 1.  batches: images uint8 (B, 3, H, W) RGB, targets (T, 6), image files; this
-        process' mini-batches are taken from it.  Raises NonFiniteLoss before anything is changed."""
+        process' mini-batches are taken from it.  Raises NonFiniteLoss before the weights are changed."""
         self.model.train()
         self.model.frozen = self._frozen(iteration)
         before = {k: v.clone() for k, v in rolling_averages(self.model).items()} if self.processes.world > 1 else {}
@@ -74,8 +84,11 @@ class Updater:
         self.processes.sum(*(p.grad for p in self.model.parameters()))
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        self.scaler.step(self.optimiser)
+        self.scaler.step(self.optimiser)  # leaves weights and momentum as they are where float16 was too small
         self.scaler.update()
+        if self.scaler.get_scale() < SMALLEST_SCALE:
+            found = f"no gradient fits into float16 any more at iteration {iteration} with rate {rate:.6g}"
+            raise NonFiniteLoss(f"{found}, scaled by {self.scaler.get_scale():.3g}; expected --amp bf16 or off")
         self.processes.join_rolling(self.model, before, self.mini_batches)
         return Update(losses, rate, heads)
 
