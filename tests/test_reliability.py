@@ -4,6 +4,7 @@ Source of what is expected: docs/reliability.md."""
 import csv
 import os
 import signal
+import socket
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from fuzz_readers import TINY
 from test_training import finished, settings, started, trained, wait_for, write_cfg, write_pictures
 
 from yolov4 import batches as batching
+from yolov4 import files
 from yolov4.cfg import parse_cfg
 from yolov4.checkpoint import load_checkpoint, save_checkpoint
 from yolov4.files import replacing
@@ -152,6 +154,12 @@ def test_a_broken_checkpoint_offers_the_one_before(root, work):
     assert load_checkpoint(folder / "last.pt")["iteration"] == 8
 
 
+def test_a_text_file_without_end_is_refused(monkeypatch):
+    monkeypatch.setattr(files, "MAX_TEXT", 1 << 20)
+    with pytest.raises(ValueError, match="/dev/zero: has more than 1,048,576 bytes, expected a text file"):
+        files.read_text("/dev/zero")
+
+
 def test_killed_at_any_moment_it_goes_on_as_if_nothing_had_been(work):
     assert len(power_cut.power_cuts(work, kills=5, iterations=20, seed=1)) >= 1
 
@@ -230,6 +238,19 @@ def test_weights_that_became_no_numbers_are_not_saved(work):
     with pytest.raises(ValueError, match=r"run_last\.weights: layer 0 became values that are no numbers; not written"):
         overflowing(work, save_every=1).run()
     assert not [path.name for path in (work / "runs/run").iterdir() if path.suffix in (".weights", ".pt")]
+
+
+def test_where_a_run_was_made_stays_in_its_settings(tmp_path, monkeypatch):
+    """settings.json names the files that --resume reads again; nothing else of a run does."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "telltale")
+    work = write_pictures(tmp_path / "telltale")
+    write_cfg(work, iterations=2)
+    Training(settings(work, ema=0.9), work / "runs/run", say=lambda line: None).run()
+    held = {path.name: path.read_bytes() for path in (work / "runs/run").rglob("*") if path.is_file()}
+    assert {"last.pt", "run_best.weights", "run_ema.weights", "report.html", "results.csv", "chart.png"} <= held.keys()
+    secrets = [b"telltale", str(Path.home()).encode() + b"/", str(Path(batching.__file__).parent).encode()]
+    found = {name for name, content in held.items() if any(secret in content for secret in secrets)}
+    assert found == {"settings.json"}
 
 
 def test_a_long_thin_picture_in_a_letter_box_is_refused_before_it_allocates(tmp_path):

@@ -81,7 +81,7 @@ def write_pictures(tmp_path, count=8):
         left, top = generator.integers(2, 20, 2)
         image[top : top + 16, left : left + 20] = (60, 200, 250) if number % 2 else (250, 80, 60)
         path = tmp_path / "images" / f"{number}.png"
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), image)
         box = ((left + 10) / 60, (top + 8) / 40, 20 / 60, 16 / 40)
         path.with_suffix(".txt").write_text(f"{number % 2} " + " ".join(map(str, box)) + "\n")
