@@ -1,4 +1,4 @@
-"""--deterministic: a training of every kind of layer uses no operation that has only a random order of additions on a GPU.
+"""--deterministic: a training with every kind of layer uses nothing that on a GPU only adds in a random order.
 Source of the list: the documentation of torch.use_deterministic_algorithms, torch 2.5 to 2.15."""
 
 import os
@@ -101,10 +101,10 @@ random=1
 """
 RAISE = (
     "adaptive_avg_pool2d_backward", "adaptive_avg_pool3d_backward", "adaptive_max_pool2d_backward",
-    "avg_pool3d_backward", "bicubic2d_backward", "bilinear2d_backward", "bincount", "ctc_loss_backward",
-    "embedding_bag", "fractional_max_pool2d_backward", "grid_sampler_2d_backward", "histc", "kthvalue", "linear1d_backward",
-    "max_pool3d_with_indices_backward", "max_unpool2d", "median", "nll_loss", "put_", "reflection_pad2d_backward",
-    "replication_pad2d_backward", "scatter_reduce", "trilinear3d_backward",
+    "avg_pool3d_backward", "upsample_bicubic2d_backward", "upsample_bilinear2d_backward", "bincount", "ctc_loss_backward",
+    "embedding_bag", "fractional_max_pool2d_backward", "grid_sampler_2d_backward", "histc", "kthvalue",
+    "upsample_linear1d_backward", "max_pool3d_with_indices_backward", "max_unpool2d", "median", "nll_loss", "put_", "reflection_pad2d_backward",
+    "replication_pad2d_backward", "scatter_reduce", "upsample_trilinear3d_backward",
 )  # fmt: skip
 
 
