@@ -99,12 +99,13 @@ iou_thresh=0.2
 truth_thresh=0.7
 random=1
 """
-RAISE = (
+RAISE = (  # where a gradient passes through them on CUDA
     "adaptive_avg_pool2d_backward", "adaptive_avg_pool3d_backward", "adaptive_max_pool2d_backward",
-    "avg_pool3d_backward", "upsample_bicubic2d_backward", "upsample_bilinear2d_backward", "bincount", "ctc_loss_backward",
-    "embedding_bag", "fractional_max_pool2d_backward", "grid_sampler_2d_backward", "histc", "kthvalue",
-    "upsample_linear1d_backward", "max_pool3d_with_indices_backward", "max_unpool2d", "median", "nll_loss", "put_", "reflection_pad2d_backward",
-    "replication_pad2d_backward", "scatter_reduce", "upsample_trilinear3d_backward",
+    "avg_pool3d_backward", "bincount", "ctc_loss_backward", "embedding_bag", "fractional_max_pool2d_backward",
+    "grid_sampler_2d_backward", "histc", "kthvalue", "max_pool3d_with_indices_backward", "max_unpool2d", "median",
+    "nll_loss", "put_", "reflection_pad2d_backward", "replication_pad2d_backward", "scatter_reduce",
+    "upsample_bicubic2d_backward", "upsample_bilinear2d_backward", "upsample_linear1d_backward",
+    "upsample_trilinear3d_backward",
 )  # fmt: skip
 
 
