@@ -2,6 +2,7 @@
 Source of what is expected: docs/reliability.md."""
 
 import csv
+import multiprocessing
 import os
 import signal
 import socket
@@ -22,9 +23,11 @@ from yolov4 import files
 from yolov4.cfg import parse_cfg
 from yolov4.checkpoint import load_checkpoint, save_checkpoint
 from yolov4.files import replacing
+from yolov4.model import Darknet
 from yolov4.progress import Faults
 from yolov4.training import Training
 from yolov4.updates import NonFiniteLoss
+from yolov4.weights import save_weights
 
 
 @pytest.fixture
@@ -77,6 +80,7 @@ def test_images_that_vanish_in_a_run(tmp_path, workers):
     with pytest.raises(ValueError, match=r"of 120 images cannot be read any more") as caught:
         run.run()
     assert "\n" not in str(caught.value)
+    assert not multiprocessing.active_children()  # else Python waits for them at its exit
 
 
 def test_a_worker_that_dies_is_one_sentence(root, work):
@@ -234,10 +238,23 @@ def test_float16_whose_gradient_never_fits_stops_and_has_changed_nothing(work):
     assert all(torch.equal(*pair) for pair in zip(before, run.model.parameters(), strict=True))
 
 
-def test_weights_that_became_no_numbers_are_not_saved(work):
-    with pytest.raises(ValueError, match=r"run_last\.weights: layer 0 became values that are no numbers; not written"):
-        overflowing(work, save_every=1).run()
-    assert not [path.name for path in (work / "runs/run").iterdir() if path.suffix in (".weights", ".pt")]
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_a_gradient_that_is_no_number_stops_before_it_changes_anything(work, amp):
+    run = overflowing(work, amp=amp)
+    before = [parameter.clone() for parameter in run.model.parameters()]
+    with pytest.raises(NonFiniteLoss, match=r"the loss is [\d.]+, its gradient no number, at iteration 1 .*\.png"):
+        run.run()
+    assert all(torch.equal(*pair) for pair in zip(before, run.model.parameters(), strict=True))
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
+    model, path = Darknet(parse_cfg(TINY)), tmp_path / "a.weights"
+    save_weights(model, path)
+    before = path.read_bytes()
+    model.layers[0][1].running_var[2] = float("nan")
+    with pytest.raises(ValueError, match=r"a\.weights: layer 0 became values that are no numbers; not written"):
+        save_weights(model, path)
+    assert [each.name for each in tmp_path.iterdir()] == ["a.weights"] and path.read_bytes() == before
 
 
 def test_where_a_run_was_made_stays_in_its_settings(tmp_path, monkeypatch):

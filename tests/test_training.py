@@ -175,7 +175,7 @@ def test_a_request_to_stop_saves_and_says_how_to_go_on(root, work, number):
 
 
 def test_a_loss_that_is_no_number_stops_with_all_that_helps(root, work):
-    write_cfg(work, rate="1e11")
+    write_cfg(work, rate="1e9")
     _, errors = finished(root, work, "--name", "run", "--save-every", 1, "--eval-every", 0, code=1)
     for part in ("the loss is", "at iteration", "rate", "class_loss", ".png", "last.pt"):
         assert part in errors

@@ -23,7 +23,7 @@ from yolov4.predict import choose_device
 from yolov4.progress import Faults, Progress, Timed, announce, darknet_log, stop_requests
 from yolov4.runfolder import RunFolder
 from yolov4.settings import Settings, configured
-from yolov4.updates import Ema, Updater, make_deterministic
+from yolov4.updates import Ema, NonFiniteLoss, Updater, make_deterministic
 from yolov4.weights import VERSION, load_weights
 
 
@@ -81,7 +81,8 @@ class Training:
             total=self.net.max_batches, initial=self.progress.iteration, unit="it", dynamic_ncols=True,
             disable=None if self.processes.first else True,
         )  # fmt: skip
-        with contextlib.closing(self.files or bar), self._advice(), stop_requests(self.say) as requested, bar:
+        closing = contextlib.closing
+        with closing(self.files or bar), closing(timed), self._advice(), stop_requests(self.say) as requested, bar:
             while self.progress.iteration < self.net.max_batches:
                 bar.set_postfix_str(self._iterate(timed))
                 bar.update()
@@ -119,7 +120,11 @@ class Training:
         if self.files:
             self.files.log(iteration, update, speed, data_share, mean_ap)
             if mean_ap is not None or iteration % self.settings.save_every == 0 or iteration == self.net.max_batches:
-                self._save()
+                try:
+                    self._save()
+                except ValueError as error:  # rolling averages may overflow while the loss does not
+                    seen = f"the loss is {update.loss:.6g} at iteration {iteration} with rate {update.rate:.6g}"
+                    raise NonFiniteLoss(f"{error}; {seen}") from None
         if iteration in (1, self.net.max_batches):
             log = darknet_log(update, [head.index for head in self.model.heads])
             self.say(f"iteration {iteration}, rate {update.rate:.6g}\n{log}")

@@ -80,8 +80,8 @@ class Updater:
             terms = self._backward(images, targets, attack)
             reports.append(torch.stack([terms.total.detach(), *(term for head in terms.heads for term in head)]))
             files.append(names)
-        losses, heads = self._report(iteration, rate, torch.stack(reports), files)
         self.processes.sum(*(p.grad for p in self.model.parameters()))
+        losses, heads = self._report(iteration, rate, torch.stack(reports), files)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
         self.scaler.step(self.optimiser)  # leaves weights and momentum as they are where float16 was too small
@@ -125,19 +125,22 @@ class Updater:
     def _report(self, iteration: int, rate: float, reports: Tensor, files: list) -> tuple[float, list[HeadTerms]]:
         """reports (mini-batches, 1 + heads * terms): the only place where the host waits for the device."""
         finite = reports[:, 0].isfinite()
+        if not self.scaler.is_enabled():  # float16 overflows now and then, and its scaler sees to it
+            finite = finite & nn.utils.clip_grad_norm_(self.model.parameters(), math.inf).isfinite()
         rows = torch.cat((reports.mean(0), finite.float())).tolist()
         width = len(HeadTerms._fields)
         heads = [HeadTerms(*rows[i : i + width]) for i in range(1, reports.shape[1], width)]
         bad = [names for names, good in zip(files, rows[reports.shape[1] :], strict=True) if not good]
         if self.processes.any(bool(bad), self.device):
             shown = ", ".join(str(name) for image in bad[0] for name in image) if bad else "of another process"
+            also = ", its gradient no number," if math.isfinite(rows[0]) else ""
             parts = "; ".join(
                 f"head {h.index}: class_loss {t.class_loss:.4g}, iou_loss {t.iou_loss:.4g}"
                 for h, t in zip(self.model.heads, heads, strict=True)
             )
             raise NonFiniteLoss(
-                f"the loss is {rows[0]} at iteration {iteration} with rate {rate:.6g} ({parts}), expected a number; "
-                f"images: {shown}"
+                f"the loss is {rows[0]}{also} at iteration {iteration} with rate {rate:.6g} ({parts}), "
+                f"expected a number; images: {shown}"
             )
         return rows[0], heads
 
