@@ -93,6 +93,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     add("--seed", type=int, default=0)
     add("--eval-every", type=int, metavar="N", help="iterations between evaluations, 0: only at the end (default: 4 "
         "epochs and at least 100 iterations, after burn-in, as Darknet)")  # fmt: skip
+    add("--deterministic", action="store_true", help="the same weights from the same seed on a GPU too, only slower")
     add("--save-every", type=int, default=100, metavar="N", help="iterations between checkpoints (default 100)")
     add("--tensorboard", action="store_true", help="write events for TensorBoard into the run's folder")
     add("--patience", type=int, default=0, metavar="N", help="stop after N evaluations without a better mAP")

@@ -5,6 +5,7 @@ cfg/shapes.cfg in place of the large ones and trainings of two iterations.  A co
 a word in capitals that MATERIAL and WORDS do not explain.  The tables say what is changed and what cannot run.
 No source: the documents are this project's own."""
 
+import json
 import os
 import re
 import shlex
@@ -26,15 +27,16 @@ NOT_RUN = {
     "pip install": ".ci/run installs",
     "python -m pytest": ".ci/run runs all tests",
     "darknet ": "is Darknet itself",
-    "torchrun --nproc-per-node 8": "needs 8 devices; test_training.py runs two processes",
+    "torchrun --nproc-per-node 8": "needs 8 devices; test_distributed.py runs two processes",
+    "torchrun --nnodes 2": "needs two machines; test_distributed.py runs two addresses of one",
     "curl ": "downloads",
     "git clone": "downloads",
 }
 # What is written otherwise here: a pattern, what takes its place.
 WORDS = {
     r"\[(-[^]]*)\]": r"\1",  # flags that may be left out are given
-    r"\bVIDEO\b": "VIDEO.avi",
-    r"(?<= )0 (?=--)": "",  # a camera
+    r"\bVIDEO 0\b": "VIDEO.avi",  # and no camera
+    r" --download": "",
     r"runs/NAME/(\S+)": r"runs/shapes/\1",
     r"(blueprint) yolov4\S*": r"\1 shapes",
     r"--upto \d+": "--upto 54",
@@ -46,7 +48,7 @@ WORDS = {
     r"(train\.py(?! --resume\b).*)": r"\1 --max-batches 2 --batch 4 --subdivisions 1 --workers 0 --ema",
 }
 # Capitals that are no placeholder: files and folders that MATERIAL makes, and plain names.
-MATERIAL = {"VOCDEVKIT", "LIST", "PHOTO", "FOLDER", "X", "Y", "S", "NAME", "VIDEO", "PWD", "NR"}
+MATERIAL = {"VOCDEVKIT", "LIST", "PHOTO", "FOLDER", "X", "Y", "S", "NAME", "VIDEO", "COCO", "PWD", "NR"}
 PLAIN = {"RBC", "WBC", "BCCD", "VOC", "JPEG", "EMA"}
 
 
@@ -92,6 +94,7 @@ def network(copy, stem, classes=3):
     """A small network with settled weights as STEM.cfg and STEM.weights."""
     from yolov4 import Darknet, save_weights
     from yolov4.blueprint import build, cfg_text
+    from yolov4.yolov5_loss import prior_biases
 
     model = Darknet(build("shapes", classes=classes))
     for name, buffer in model.named_buffers():
@@ -99,8 +102,21 @@ def network(copy, stem, classes=3):
             buffer.fill_(1.0)
     (copy / stem).parent.mkdir(parents=True, exist_ok=True)
     (copy / f"{stem}.cfg").write_text(cfg_text("shapes", "", classes=classes))
+    model.set_head_biases(prior_biases)  # few detections
     save_weights(model, copy / f"{stem}.weights")
     return model
+
+
+def draw_coco(copy):
+    """The drawn pictures as COCO's folder, a box each."""
+    for name in ("train2017", "val2017"):
+        shutil.copytree(copy / "drawn/JPEGImages", copy / "COCO" / name)
+        files = sorted((copy / "COCO" / name).iterdir())
+        images = [{"id": n, "file_name": file.name, "width": 160, "height": 128} for n, file in enumerate(files)]
+        boxes = [{"id": n, "image_id": n, "category_id": 1, "bbox": [9, 9, 30, 30]} for n in range(len(files))]
+        truths = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "person"}]}
+        (copy / "COCO/annotations").mkdir(exist_ok=True)
+        (copy / f"COCO/annotations/instances_{name}.json").write_text(json.dumps(truths))
 
 
 def make_material(copy):
@@ -119,6 +135,7 @@ def make_material(copy):
     draw_voc(copy, "S/datasets/voc2012_100/VOCdevkit/VOC2012", voc, ("trainval",))
     draw_voc(copy, "S/datasets/bccd/BCCD", bccd, ("trainval", "test"))
     draw_voc(copy, "mine", bccd, ())
+    draw_coco(copy)
     for folder in ("S/datasets/coco128_val/images", "photos/images", "FOLDER"):
         shutil.copytree(copy / "drawn/JPEGImages", copy / folder)
     run("data/voc0712/voc_label.py", "drawn", "--names", "drawn/shapes.names", "--out", "x")

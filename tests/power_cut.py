@@ -1,5 +1,6 @@
-"""Kills trainings at random moments, saving included, and resumes them: `python tests/power_cut.py --kills 50`.
-In the end weights, momentum and results.csv have to be, byte for byte, those of a run that was never stopped."""
+"""Kills trainings at random moments, saving included, and resumes them: `python tests/power_cut.py --kills 50`, and
+with `--processes 2` two that train together, which die with their launcher.  In the end weights, momentum and
+results.csv have to be, byte for byte, those of a run that was never stopped."""
 
 import argparse
 import contextlib
@@ -8,6 +9,7 @@ import multiprocessing
 import os
 import random
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -23,11 +25,12 @@ from yolov4 import datareport, runfolder  # noqa: E402
 from yolov4.checkpoint import load_checkpoint  # noqa: E402
 from yolov4.training import Training  # noqa: E402
 
+FORK = multiprocessing.get_context("fork")  # torch is imported once
 MOMENTS = ("fsync", "replace", "link", "open")  # what a child dies at, when it does not die by the clock
 
 
-def train(work: Path, name: str, save_every: int, die_at: tuple[str, int] | None) -> None:
-    """One process: starts or resumes a run; kills itself before a system call of a kind, counted from 1."""
+def train(work: Path, name: str, save_every: int, die_at: tuple[str, int] | None, subdivisions: int = 1) -> None:
+    """One process: starts or resumes a run; kills its group before a system call of a kind, counted from 1."""
     torch.set_num_threads(1)
     runfolder.plots.training_chart = lambda table, picture, title: picture.write_bytes(b"")  # pictures take seconds
     datareport.write = lambda *_: None
@@ -39,22 +42,49 @@ def train(work: Path, name: str, save_every: int, die_at: tuple[str, int] | None
             nonlocal left
             left -= 1
             if left == 0:
-                os.kill(os.getpid(), signal.SIGKILL)
+                os.killpg(0, signal.SIGKILL)
             return original(*arguments, **options)
 
         setattr(os, kind, deadly)
     folder = work / "runs" / name
     resume = (folder / "last.pt").exists()
-    Training(settings(work, eval_every=0, save_every=save_every), folder, resume, say=lambda line: None).run()
+    recipe = settings(work, eval_every=0, save_every=save_every, subdivisions=subdivisions)
+    Training(recipe, folder, resume, say=lambda line: None).run()
 
 
-def run_once(work: Path, name: str, save_every: int, die_at=None, seconds: float | None = None) -> int:
-    """Trains in a child, killed after some seconds if that is asked -> its exit code (-9: killed)."""
-    child = multiprocessing.get_context("fork").Process(target=train, args=(work, name, save_every, die_at))
+def launch(processes: int, *arguments) -> None:
+    """A process group of its own, with so many processes of `train` that find each other as under torchrun."""
+    os.setpgid(0, 0)  # its number is that of the launcher
+    if processes == 1:
+        return train(*arguments)
+    ranks = start_ranks(processes, *arguments)
+    for rank in ranks:
+        rank.join()
+    sys.exit(max(abs(rank.exitcode) for rank in ranks))
+
+
+def start_ranks(processes: int, *arguments) -> list[multiprocessing.Process]:
+    """Processes of `train`, of which the first writes (and dies where that is asked)."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(processes)}
+    ranks = []
+    for rank in range(processes):
+        os.environ |= address | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        ranks.append(FORK.Process(target=train, args=(*arguments, processes)))
+        ranks[-1].start()
+    for key in (*address, "RANK", "LOCAL_RANK"):
+        del os.environ[key]
+    return ranks
+
+
+def run_once(work: Path, name: str, save_every: int, die_at=None, seconds: float | None = None, processes=1) -> int:
+    """Trains in children, all killed after some seconds if that is asked -> the exit code (-9: killed)."""
+    child = FORK.Process(target=launch, args=(processes, work, name, save_every, die_at))
     child.start()
     child.join(seconds)
     if child.is_alive() and seconds is not None:
-        os.kill(child.pid, signal.SIGKILL)
+        os.killpg(child.pid, signal.SIGKILL)
         child.join()
     return child.exitcode
 
@@ -73,14 +103,14 @@ def same(one: dict, other: dict) -> bool:
     return all(one[key] == other[key] for key in ("weights", "rows")) and all(torch.equal(*pair) for pair in tensors)
 
 
-def power_cuts(work: Path, kills: int, iterations: int, seed: int) -> list[str]:
+def power_cuts(work: Path, kills: int, iterations: int, seed: int, processes: int = 1) -> list[str]:
     """Kills `kills` times in runs of so many iterations -> what happened, a line a run.  AssertionError if a resumed
     run is another than the one that was not stopped, or cannot go on."""
     rng, lines, done = random.Random(seed), [], 0
     tiny()
     write_cfg(work, iterations=iterations)
     start = time.perf_counter()
-    assert run_once(work, "whole", 5) == 0
+    assert run_once(work, "whole", 5, processes=processes) == 0
     length, wanted = time.perf_counter() - start, outcome(work / "runs/whole")
     while done < kills:
         name, killed = f"killed{len(lines)}", []
@@ -93,7 +123,7 @@ def power_cuts(work: Path, kills: int, iterations: int, seed: int) -> list[str]:
             last = work / "runs" / name / "last.pt"
             if last.exists() and load_checkpoint(last)["iteration"] == iterations:  # killed after all was done
                 break
-            code = run_once(work, name, 5, die_at, seconds)
+            code = run_once(work, name, 5, die_at, seconds, processes)
             if code == 0:
                 break
             assert code == -signal.SIGKILL, f"{name} after {killed}: exit code {code}, expected to be killed or to end"
@@ -111,11 +141,12 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--iterations", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1)
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         write_pictures(Path(folder))
         with contextlib.suppress(BrokenPipeError):
-            print("\n".join(power_cuts(Path(folder), arguments.kills, arguments.iterations, arguments.seed)))
+            print("\n".join(power_cuts(Path(folder), **vars(arguments))))
 
 
 if __name__ == "__main__":

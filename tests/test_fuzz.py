@@ -98,7 +98,9 @@ def test_pictures_that_lie_about_their_size(tmp_path):
         with pytest.raises(ValueError, match=rf"{number}\.png"):
             load_image(write(tmp_path / f"{number}.png", content))
     for picture in fuzz_files.images()[:16]:
-        assert load_image(write(tmp_path / "good.png", picture)).ndim == 3
+        path = write(tmp_path / "good.png", picture)
+        if not picture.startswith(b"GIF") or cv2.haveImageReader(str(path)):  # of OpenCV 4.12 on
+            assert load_image(path).ndim == 3
 
 
 def test_texts_of_another_encoding_name_the_file(tmp_path):

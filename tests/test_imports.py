@@ -70,15 +70,16 @@ MAY_IMPORT = {
     "distributed": ["staged"],
     "updates": ["sections", "schedule", "staged", "layers", "loss", "yolov5_loss", "adversarial", "model",
                 "distributed"],
+    "ema": ["sections", "model"],
     "progress": ["updates"],
     "session": ["sources", "video", "plots", "output", "predict", "progress"],
     "board": ["result", "curves", "updates"],
     "runfolder": ["sections", "cfg", "files", "settings", "model", "weights", "checkpoint", "plots", "updates",
                   "board", "report", "result"],
-    "start": ["data", "model", "progress", "settings", "updates", "weights", "yolov5_loss"],
+    "start": ["data", "ema", "model", "progress", "settings", "updates", "weights", "yolov5_loss"],
     "training": [
         "cfg", "settings", "data", "batches", "model", "checkpoint", "predict", "evaluation", "distributed", "updates",
-        "progress", "start", "runfolder", "datareport",
+        "ema", "progress", "start", "runfolder", "datareport",
     ],
 }  # fmt: skip
 LEAVES = ("files", "sections", "cfg", "heads", "plan", "blocks", "networks", "blueprint", "recipe")

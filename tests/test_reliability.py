@@ -2,10 +2,13 @@
 Source of what is expected: docs/reliability.md."""
 
 import csv
+import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -16,11 +19,15 @@ from fuzz_readers import TINY
 from test_training import finished, settings, started, trained, wait_for, write_cfg, write_pictures
 
 from yolov4 import batches as batching
+from yolov4 import files
 from yolov4.cfg import parse_cfg
 from yolov4.checkpoint import load_checkpoint, save_checkpoint
 from yolov4.files import replacing
+from yolov4.model import Darknet
 from yolov4.progress import Faults
 from yolov4.training import Training
+from yolov4.updates import NonFiniteLoss
+from yolov4.weights import save_weights
 
 
 @pytest.fixture
@@ -73,6 +80,7 @@ def test_images_that_vanish_in_a_run(tmp_path, workers):
     with pytest.raises(ValueError, match=r"of 120 images cannot be read any more") as caught:
         run.run()
     assert "\n" not in str(caught.value)
+    assert not multiprocessing.active_children()  # else Python waits for them at its exit
 
 
 def test_a_worker_that_dies_is_one_sentence(root, work):
@@ -150,8 +158,30 @@ def test_a_broken_checkpoint_offers_the_one_before(root, work):
     assert load_checkpoint(folder / "last.pt")["iteration"] == 8
 
 
+def test_a_text_file_without_end_is_refused(monkeypatch):
+    monkeypatch.setattr(files, "MAX_TEXT", 1 << 20)
+    with pytest.raises(ValueError, match="/dev/zero: has more than 1,048,576 bytes, expected a text file"):
+        files.read_text("/dev/zero")
+
+
 def test_killed_at_any_moment_it_goes_on_as_if_nothing_had_been(work):
     assert len(power_cut.power_cuts(work, kills=5, iterations=20, seed=1)) >= 1
+
+
+def test_two_processes_killed_with_their_launcher_go_on_as_if_nothing_had_been(work):
+    assert len(power_cut.power_cuts(work, kills=2, iterations=12, seed=2, processes=2)) >= 1
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_of_two_processes_one_that_dies_alone_ends_the_other_with_a_sentence(work, victim, capfd):
+    write_cfg(work, iterations=100000)
+    ranks = power_cut.start_ranks(2, work, "run", 2, None)
+    wait_for((work / "runs/run/last.pt").exists, SimpleNamespace(poll=lambda: ranks[0].exitcode))
+    ranks[victim].kill()
+    ranks[1 - victim].join(60)
+    assert ranks[1 - victim].exitcode == 1
+    assert "another process died (" in capfd.readouterr().err
+    assert load_checkpoint(work / "runs/run/last.pt")["iteration"] >= 2
 
 
 def test_a_kill_while_it_resumes_keeps_the_results(work):
@@ -169,13 +199,75 @@ def test_the_number_of_workers_changes_nothing(work):
     assert runs[0] == runs[1] == runs[2]
 
 
-def test_bf16_stays_a_number_for_200_iterations(work):
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_mixed_precision_stays_a_number_for_200_iterations(work, amp):
     write_cfg(work, iterations=200)
-    trained(work, "run", eval_every=0, amp="bf16")
+    trained(work, "run", valid=None, amp=amp)
     rows = list(csv.DictReader((work / "runs/run/results.csv").open()))
     assert len(rows) == 200 and all(np.isfinite(float(value)) for row in rows for value in row.values() if value)
     state = load_checkpoint(work / "runs/run/last.pt")["model"]
     assert all(tensor.isfinite().all() for tensor in state.values())
+
+
+def test_resumed_float16_is_never_stopped_bit_for_bit(work):
+    """The first steps are skipped until the scale of the gradients fits, so a run that forgot it would skip anew."""
+    write_cfg(work, iterations=12)
+    whole = trained(work, "whole", valid=None, save_every=6, amp="fp16")
+    (work / "runs/resumed").mkdir()
+    (work / "runs/whole/previous.pt").rename(work / "runs/resumed/last.pt")
+    Training(settings(work, valid=None, amp="fp16"), work / "runs/resumed", True, say=lambda line: None).run()
+    assert (work / "runs/resumed/resumed_last.weights").read_bytes() == whole
+    states = [load_checkpoint(work / f"runs/{name}/last.pt") for name in ("whole", "resumed")]
+    assert states[0]["scaler"] == states[1]["scaler"] and states[0]["scaler"]["scale"] < 2**16
+    momentum = [[each["momentum_buffer"] for each in state["optimiser"]["state"].values()] for state in states]
+    assert all(torch.equal(*pair) for pair in zip(*momentum, strict=True))
+
+
+def overflowing(work, **changes):
+    """A training whose loss is a number, but no gradient."""
+    run = Training(settings(work, valid=None, **changes), work / "runs/run", say=lambda line: None)
+    run.model.layers[0][0].weight.register_hook(lambda gradient: gradient * float("inf"))
+    return run
+
+
+def test_float16_whose_gradient_never_fits_stops_and_has_changed_nothing(work):
+    run = overflowing(work, amp="fp16")
+    before = [parameter.clone() for parameter in run.model.parameters()]
+    with pytest.raises(NonFiniteLoss, match=r"no gradient fits into float16 any more at iteration 33 .*--amp bf16"):
+        run.run()
+    assert all(torch.equal(*pair) for pair in zip(before, run.model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("amp", ["off", "bf16"])
+def test_a_gradient_that_is_no_number_stops_before_it_changes_anything(work, amp):
+    run = overflowing(work, amp=amp)
+    before = [parameter.clone() for parameter in run.model.parameters()]
+    with pytest.raises(NonFiniteLoss, match=r"the loss is [\d.]+, its gradient no number, at iteration 1 .*\.png"):
+        run.run()
+    assert all(torch.equal(*pair) for pair in zip(before, run.model.parameters(), strict=True))
+
+
+def test_weights_that_are_no_numbers_are_not_saved(tmp_path):
+    model, path = Darknet(parse_cfg(TINY)), tmp_path / "a.weights"
+    save_weights(model, path)
+    before = path.read_bytes()
+    model.layers[0][1].running_var[2] = float("nan")
+    with pytest.raises(ValueError, match=r"a\.weights: layer 0 became values that are no numbers; not written"):
+        save_weights(model, path)
+    assert [each.name for each in tmp_path.iterdir()] == ["a.weights"] and path.read_bytes() == before
+
+
+def test_where_a_run_was_made_stays_in_its_settings(tmp_path, monkeypatch):
+    """settings.json names the files that --resume reads again; nothing else of a run does."""
+    monkeypatch.setattr(socket, "gethostname", lambda: "telltale")
+    work = write_pictures(tmp_path / "telltale")
+    write_cfg(work, iterations=2)
+    Training(settings(work, ema=0.9), work / "runs/run", say=lambda line: None).run()
+    held = {path.name: path.read_bytes() for path in (work / "runs/run").rglob("*") if path.is_file()}
+    assert {"last.pt", "run_best.weights", "run_ema.weights", "report.html", "results.csv", "chart.png"} <= held.keys()
+    secrets = [b"telltale", str(Path.home()).encode() + b"/", str(Path(batching.__file__).parent).encode()]
+    found = {name for name, content in held.items() if any(secret in content for secret in secrets)}
+    assert found == {"settings.json"}
 
 
 def test_a_long_thin_picture_in_a_letter_box_is_refused_before_it_allocates(tmp_path):

@@ -81,7 +81,7 @@ def write_pictures(tmp_path, count=8):
         left, top = generator.integers(2, 20, 2)
         image[top : top + 16, left : left + 20] = (60, 200, 250) if number % 2 else (250, 80, 60)
         path = tmp_path / "images" / f"{number}.png"
-        path.parent.mkdir(exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), image)
         box = ((left + 10) / 60, (top + 8) / 40, 20 / 60, 16 / 40)
         path.with_suffix(".txt").write_text(f"{number % 2} " + " ".join(map(str, box)) + "\n")
@@ -175,7 +175,7 @@ def test_a_request_to_stop_saves_and_says_how_to_go_on(root, work, number):
 
 
 def test_a_loss_that_is_no_number_stops_with_all_that_helps(root, work):
-    write_cfg(work, rate="1e11")
+    write_cfg(work, rate="1e9")
     # with a worker process, which has to end too
     _, errors = finished(root, work, "--name", "run", "--save-every", 1, "--eval-every", 0, "--workers", 1, code=1)
     for part in ("the loss is", "at iteration", "rate", "class_loss", ".png", "last.pt"):

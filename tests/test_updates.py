@@ -9,7 +9,8 @@ import torch
 
 from yolov4 import Darknet, load_weights, save_weights
 from yolov4.distributed import Processes
-from yolov4.updates import Ema, NonFiniteLoss, Updater
+from yolov4.ema import Ema
+from yolov4.updates import NonFiniteLoss, Updater
 
 CFG = """
 [net]

@@ -3,12 +3,15 @@ SyncBatchNorm, shared.  Source: PyTorch's torch.distributed; the result is that 
 
 import os
 import zlib
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
 from yolov4.staged import CrossBatchNorm, NormaliseByGiven
+
+PATIENCE = timedelta(minutes=30)  # that one process waits for another: the first one evaluates alone
 
 
 class Processes:
@@ -17,7 +20,7 @@ class Processes:
     def __init__(self, device: torch.device):
         self.rank, self.world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
         if self.world > 1:
-            dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+            dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
 
     @property
     def first(self) -> bool:

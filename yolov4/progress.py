@@ -79,7 +79,7 @@ class Timed:
             self.seconds += time.perf_counter() - start
 
     def close(self) -> None:
-        """Ends the worker processes, which ignore SIGTERM: at the exit after an error Python would wait for ever."""
+        """Ends the processes of a DataLoader, which SIGTERM does not end: else Python may wait for them at its exit."""
         if hasattr(self.iterator, "_shutdown_workers"):
             self.iterator._shutdown_workers()
 

@@ -154,8 +154,11 @@ def _run(run: Path) -> str:
     parts = [*found[:1], page.group("pair", *found[1:])]
     if (run / "settings.json").exists():
         settings = json.loads((run / "settings.json").read_text(encoding="utf-8"))
-        rows = [[key, str(value)] for key, value in settings.items() if value is not None]
-        parts.append(page.table("Settings; the rest is as the cfg says", ("setting", "value"), rows))
+        # where the files lie stays in settings.json: a report is for others too
+        rows = [[key, Path(str(value)).name] for key, value in settings.items() if value is not None]
+        parts.append(
+            page.table("Settings, files by their names; the rest is as the cfg says", ("setting", "value"), rows)
+        )
     return page.section("Training", *parts)
 
 

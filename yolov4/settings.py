@@ -33,6 +33,7 @@ class Settings:
     eval_every: int | None = None
     save_every: int = 100
     tensorboard: bool = False
+    deterministic: bool = False
     patience: int = 0  # evaluations without a better mAP before it stops; 0: never
     batch: int | None = None
     subdivisions: int | None = None

@@ -5,10 +5,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 from yolov4.data import inspect, read_image_list
+from yolov4.ema import Ema
 from yolov4.model import Darknet
 from yolov4.progress import Progress
 from yolov4.settings import Settings
-from yolov4.updates import Ema, Updater
+from yolov4.updates import Updater
 from yolov4.weights import VERSION, load_weights
 from yolov4.yolov5_loss import prior_biases
 

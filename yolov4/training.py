@@ -17,6 +17,7 @@ from yolov4.cfg import format_cfg, parse_cfg, read_cfg, read_names
 from yolov4.checkpoint import last_checkpoint
 from yolov4.data import read_image_list
 from yolov4.distributed import Processes, local_rank, lost_another
+from yolov4.ema import Ema
 from yolov4.evaluation import collect
 from yolov4.model import Darknet
 from yolov4.predict import choose_device
@@ -24,7 +25,7 @@ from yolov4.progress import Faults, Timed, announce, darknet_log, stop_requests
 from yolov4.runfolder import RunFolder
 from yolov4.settings import Settings, configured
 from yolov4.start import from_checkpoint, from_weights, usable_images
-from yolov4.updates import Ema, Updater
+from yolov4.updates import NonFiniteLoss, Updater, make_deterministic
 
 
 class Training:
@@ -34,6 +35,8 @@ class Training:
     """
 
     def __init__(self, settings: Settings, folder: Path, resume: bool = False, say: Callable[[str], None] = announce):
+        if settings.deterministic:
+            make_deterministic()
         device = choose_device(settings.device)
         self.device = torch.device("cuda", local_rank()) if device.type == "cuda" and device.index is None else device
         self.processes = Processes(self.device)
@@ -126,7 +129,11 @@ class Training:
         if self.files:
             self.files.log(iteration, update, speed, data_share, mean_ap)
             if mean_ap is not None or iteration % self.settings.save_every == 0 or iteration == self.net.max_batches:
-                self._save()
+                try:
+                    self._save()
+                except ValueError as error:  # rolling averages may overflow while the loss does not
+                    seen = f"the loss is {update.loss:.6g} at iteration {iteration} with rate {update.rate:.6g}"
+                    raise NonFiniteLoss(f"{error}; {seen}") from None
         if iteration in (1, self.net.max_batches):
             log = darknet_log(update, [head.index for head in self.model.heads])
             self.say(f"iteration {iteration}, rate {update.rate:.6g}\n{log}")

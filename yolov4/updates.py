@@ -1,8 +1,8 @@
-"""One update of the weights: forward, Darknet's gradient, momentum and decay; the running average of weights (EMA).
-Source: Darknet's src/network.c, train_network_waitkey, update_network, ema_update; update_convolutional_layer."""
+"""One update of the weights: forward, the loss' gradient, momentum and decay.
+Source: Darknet's src/network.c, train_network_waitkey, update_network; update_convolutional_layer."""
 
-import copy
 import math
+import os
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -21,6 +21,15 @@ from yolov4.yolov5_loss import Yolov5Loss
 
 LOSSES = {"darknet": DarknetLoss, "yolov5": Yolov5Loss}
 AMP_TYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+SMALLEST_SCALE = 2.0**-16  # of float16 gradients, which start at 2^16: below it none has fitted for long
+
+
+def make_deterministic() -> None:
+    """From here on every operation of this process gives the same bits each time, on a GPU too, or raises RuntimeError.
+    To be called before CUDA starts.  Source: PyTorch's notes on reproducibility."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 class NonFiniteLoss(ArithmeticError):
@@ -75,7 +84,7 @@ class Updater:
 
     def update(self, iteration: int, batches: Iterable[tuple[Tensor, Tensor, list]]) -> Update:
         """Iteration counted from 1.  batches: images uint8 (B, 3, H, W) RGB, targets (T, 6), image files; this
-        process' mini-batches are taken from it.  Raises NonFiniteLoss before anything is changed."""
+        process' mini-batches are taken from it.  Raises NonFiniteLoss before the weights are changed."""
         self.model.train()
         self.model.layers[: self.freeze].eval()
         self.model.frozen = self._frozen(iteration)
@@ -88,14 +97,16 @@ class Updater:
             terms = self._backward(images, targets, attack)
             reports.append(torch.stack([terms.total.detach(), *(term for head in terms.heads for term in head)]))
             files.append(names)
-        losses, heads = self._report(iteration, rate, torch.stack(reports), files)
         self.processes.sum(*(p.grad for p in self.model.parameters()))
-        for group, its_rate in zip(
-            self.optimiser.param_groups, (rate, rate, bias_rate(iteration, self.net)), strict=True
-        ):
+        losses, heads = self._report(iteration, rate, torch.stack(reports), files)
+        rates = (rate, rate, bias_rate(iteration, self.net))
+        for group, its_rate in zip(self.optimiser.param_groups, rates, strict=True):
             group["lr"], group["momentum"] = its_rate, momentum(iteration, self.net)
-        self.scaler.step(self.optimiser)
+        self.scaler.step(self.optimiser)  # leaves weights and momentum as they are where float16 was too small
         self.scaler.update()
+        if self.scaler.get_scale() < SMALLEST_SCALE:
+            found = f"no gradient fits into float16 any more at iteration {iteration} with rate {rate:.6g}"
+            raise NonFiniteLoss(f"{found}, scaled by {self.scaler.get_scale():.3g}; expected --amp bf16 or off")
         self.processes.join_rolling(self.model, before, self.mini_batches)
         return Update(losses, rate, heads)
 
@@ -133,19 +144,22 @@ class Updater:
     def _report(self, iteration: int, rate: float, reports: Tensor, files: list) -> tuple[float, list[HeadTerms]]:
         """reports (mini-batches, 1 + heads * terms): the only place where the host waits for the device."""
         finite = reports[:, 0].isfinite()
+        if not self.scaler.is_enabled():  # float16 overflows now and then, and its scaler sees to it
+            finite = finite & nn.utils.clip_grad_norm_(self.model.parameters(), math.inf).isfinite()
         rows = torch.cat((reports.mean(0), finite.float())).tolist()
         width = len(HeadTerms._fields)
         heads = [HeadTerms(*rows[i : i + width]) for i in range(1, reports.shape[1], width)]
         bad = [names for names, good in zip(files, rows[reports.shape[1] :], strict=True) if not good]
         if self.processes.any(bool(bad), self.device):
             shown = ", ".join(str(name) for image in bad[0] for name in image) if bad else "of another process"
+            also = ", its gradient no number," if math.isfinite(rows[0]) else ""
             parts = "; ".join(
                 f"head {h.index}: class_loss {t.class_loss:.4g}, iou_loss {t.iou_loss:.4g}"
                 for h, t in zip(self.model.heads, heads, strict=True)
             )
             raise NonFiniteLoss(
-                f"the loss is {rows[0]} at iteration {iteration} with rate {rate:.6g} ({parts}), expected a number; "
-                f"images: {shown}"
+                f"the loss is {rows[0]}{also} at iteration {iteration} with rate {rate:.6g} ({parts}), "
+                f"expected a number; images: {shown}"
             )
         return rows[0], heads
 
@@ -178,52 +192,3 @@ def _groups(model: Darknet, decay: float) -> list[dict]:
 def _touched_by_attacks(module: nn.Module) -> list[nn.Parameter]:
     parameter = module.weight if isinstance(module, Add | Implicit) else getattr(module, "bias", None)
     return [] if parameter is None or isinstance(module, nn.BatchNorm2d) else [parameter]
-
-
-class Ema:
-    """A running average of the weights.
-
-    Without `decay` as [net] ema_alpha does it: from half of max_batches on, until 1,000 iterations before the end,
-    where the average takes the place of the weights and the rolling averages settle.  With `decay` (--ema) from the
-    first iteration on, rising as decay * (1 - exp(-iteration / 2000)), beside the weights; rolling averages too.
-    """
-
-    def __init__(self, model: Darknet, net: Net, decay: float = 0.0):
-        self.net, self.decay, self.model = net, decay, None
-        if decay:
-            self._start(model)
-
-    def update(self, model: Darknet, iteration: int) -> None:
-        if self.decay:
-            keep = self.decay * (1 - math.exp(-iteration / 2000))
-            _move(self.model.state_dict(), model.state_dict(), keep)
-        elif self.net.ema_alpha and iteration >= self.net.max_batches // 2:
-            if self.model is None:
-                self._start(model)
-            if iteration == self.net.max_batches - 1000:
-                for ours, theirs in zip(self.model.parameters(), model.parameters(), strict=True):
-                    theirs.data.copy_(ours)
-            elif iteration < self.net.max_batches - 1000:
-                _move(dict(self.model.named_parameters()), dict(model.named_parameters()), self.net.ema_alpha)
-
-    def restart(self, model: Darknet) -> None:
-        """After weights were loaded into the model: an average that already runs takes them too."""
-        if self.model is not None:
-            self.model.load_state_dict(model.state_dict())
-
-    def load(self, model: Darknet, state: dict[str, Tensor] | None) -> None:
-        if state:
-            self._start(model)
-            self.model.load_state_dict(state)
-
-    def _start(self, model: Darknet) -> None:
-        self.model = copy.deepcopy(model).requires_grad_(False)
-
-
-@torch.no_grad()
-def _move(ours: dict[str, Tensor], theirs: dict[str, Tensor], keep: float) -> None:
-    for name, tensor in ours.items():
-        if tensor.is_floating_point():
-            tensor.lerp_(theirs[name], 1 - keep)
-        else:  # a count
-            tensor.copy_(theirs[name])

@@ -71,6 +71,7 @@ def save_weights(model: Darknet, path: str | Path, seen: int | None = None, upto
 
     seen: images seen in training; None writes what was loaded, or 0.  upto: only the first layers, as
     yolov4.conv.137 holds 137.  The header's version is that of the file loaded, else Darknet's own.
+    Raises ValueError, and keeps what was there before, for values that are no numbers.
     """
     if upto is not None and not 0 < upto <= len(model.plan):
         raise ValueError(f"{path}: upto={upto}, expected 1..{len(model.plan)}, the layers of the network")
@@ -82,6 +83,8 @@ def save_weights(model: Darknet, path: str | Path, seen: int | None = None, upto
         for index, tensors in _parameter_groups(model):
             if upto is None or index < upto:
                 for tensor in tensors:
+                    if not tensor.isfinite().all():
+                        raise ValueError(f"{path}: layer {index} became values that are no numbers; not written")
                     tensor.detach().float().cpu().contiguous().numpy().astype("<f4", copy=False).tofile(file)
 
 

@@ -1,0 +1,146 @@
+"""--deterministic: a training with every kind of layer uses nothing that on a GPU only adds in a random order.
+Source of the list: the documentation of torch.use_deterministic_algorithms, torch 2.5 to 2.15."""
+
+import os
+
+import pytest
+import torch
+from conftest import settled
+from test_training import settings, write_pictures
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from yolov4 import detections_from_logits
+from yolov4.training import Training
+
+EVERYTHING = """
+[net]
+batch=4
+subdivisions=2
+width=32
+height=32
+mosaic=1
+adversarial_lr=1
+max_batches=6
+[convolutional]
+batch_normalize=2
+filters=8
+size=3
+stride=2
+pad=1
+activation=mish
+[convolutional]
+batch_normalize=1
+filters=8
+size=3
+stride=2
+pad=1
+activation=swish
+[maxpool]
+size=5
+stride=1
+[maxpool]
+size=2
+stride=1
+[shortcut]
+from=-2,-3
+weights_type=per_channel
+weights_normalization=softmax
+activation=leaky
+[dropout]
+probability=.1
+[dropout]
+dropblock=1
+probability=.1
+dropblock_size_abs=2
+[avgpool]
+[convolutional]
+filters=8
+activation=logistic
+[scale_channels]
+from=-3
+[convolutional]
+filters=8
+activation=logistic
+[sam]
+from=-2
+[reorg3d]
+stride=2
+[route]
+layers=-1
+groups=2
+group_id=1
+[upsample]
+stride=2
+[route]
+layers=-4,-1
+[implicit]
+filters=24
+[scale_channels]
+from=-2
+[convolutional]
+batch_normalize=1
+filters=8
+size=3
+stride=2
+pad=1
+activation=hard_mish
+[reorg]
+stride=2
+[convolutional]
+filters=14
+activation=linear
+[yolo]
+mask=0,1
+anchors=8,8, 16,16
+num=2
+classes=2
+iou_loss=ciou
+iou_thresh=0.2
+truth_thresh=0.7
+random=1
+"""
+RAISE = (  # where a gradient passes through them on CUDA
+    "adaptive_avg_pool2d_backward", "adaptive_avg_pool3d_backward", "adaptive_max_pool2d_backward",
+    "avg_pool3d_backward", "bincount", "ctc_loss_backward", "embedding_bag", "fractional_max_pool2d_backward",
+    "grid_sampler_2d_backward", "histc", "kthvalue", "max_pool3d_with_indices_backward", "max_unpool2d", "median",
+    "nll_loss", "put_", "reflection_pad2d_backward", "replication_pad2d_backward", "scatter_reduce",
+    "upsample_bicubic2d_backward", "upsample_bilinear2d_backward", "upsample_linear1d_backward",
+    "upsample_trilinear3d_backward",
+)  # fmt: skip
+
+
+class Recorded(TorchDispatchMode):
+    """The operations that run, forward and backward."""
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.float_sums = set(), 0
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):
+        name = function.overloadpacket.__name__
+        self.names.add(name)
+        self.float_sums += name.startswith("cumsum") and arguments[0].is_floating_point()  # raised up to torch 2.5
+        return function(*arguments, **(options or {}))
+
+
+@pytest.fixture
+def restored(monkeypatch):
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    yield
+    torch.use_deterministic_algorithms(False)
+    os.environ.pop("CUBLAS_WORKSPACE_CONFIG", None)
+
+
+def test_a_deterministic_training_has_a_deterministic_kernel_for_all_it_does(tmp_path, restored):
+    work = write_pictures(tmp_path)
+    (work / "tiny.cfg").write_text(EVERYTHING)
+    run = Training(settings(work, valid=None, deterministic=True, ema=0.99), work / "runs/run", say=lambda line: None)
+    assert torch.are_deterministic_algorithms_enabled() and os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    settled(run.model)  # an attack looks up rolling variances, and fresh ones are 0
+    with Recorded() as recorded:
+        run.run()
+        logits = run.ema.model.eval()(torch.rand(1, 3, 32, 32))
+        detections_from_logits(logits, run.model.heads, (32, 32), 0.001, 0.45, False)
+    assert {"convolution_backward", "max_pool2d_with_indices_backward", "upsample_nearest2d_backward"} <= recorded.names
+    assert "index_put_" in recorded.names and not recorded.float_sums
+    assert not [name for name in recorded.names if name.lstrip("_").startswith(RAISE)]
