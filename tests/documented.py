@@ -5,6 +5,7 @@ cfg/shapes.cfg in place of the large ones and trainings of two iterations.  A co
 a word in capitals that MATERIAL and WORDS do not explain.  The tables say what is changed and what cannot run.
 No source: the documents are this project's own."""
 
+import contextlib
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+LIMIT = 300  # seconds of a command
 
 # Commands that do not run here: what they begin with, and why.
 NOT_RUN = {
@@ -30,6 +32,8 @@ NOT_RUN = {
     "torchrun --nproc-per-node 8": "needs 8 devices; test_distributed.py runs two processes",
     "torchrun --nnodes 2": "needs two machines; test_distributed.py runs two addresses of one",
     "curl ": "downloads",
+    "python tests/soak.py": "takes an hour",
+    ".ci/versions": "makes two environments of 6 GB",
     "git clone": "downloads",
 }
 # What is written otherwise here: a pattern, what takes its place.
@@ -43,6 +47,8 @@ WORDS = {
     r"--freeze \d+": "--freeze 20",
     r"--cases \d+": "--cases 40",
     r"--kills \d+": "--kills 1",
+    r"(ablation\.py)": r"\1 --only base --seeds 1 --max-batches 2",
+    r"(inference\.py)": r"\1 --cfg X.cfg --repeats 1",
     r"(make_shapes\.py)": r"\1 --images 10",
     r"(train\.py --data(?!.*--weights).*)": r"\1 --weights X.weights",  # fresh ones explode after two iterations
     r"(train\.py(?! --resume\b).*)": r"\1 --max-batches 2 --batch 4 --subdivisions 1 --workers 0 --ema",
@@ -181,6 +187,20 @@ def killed(command, copy, environment):
     return process.wait()
 
 
+def finished(command, copy, environment):
+    """Exit code of a command and the last of what it printed; it and its children end after LIMIT seconds."""
+    process = subprocess.Popen(["bash", "-c", "set -o pipefail; " + command], cwd=copy, env=environment, text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True)  # fmt: skip
+    try:
+        said, _ = process.communicate(timeout=LIMIT)
+    except subprocess.TimeoutExpired:
+        return "none", f"still running after {LIMIT} s"
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, said.strip()[-600:]
+
+
 def run_document(document):
     """Runs what a document says, a line each; returns how many commands failed."""
     failed, root = 0, Path(tempfile.mkdtemp(prefix="documented-"))
@@ -211,9 +231,7 @@ def run_document(document):
                 code, said = killed(runnable(written).split(" --max-batches 2")[0], copy, environment), ""
                 code = 0 if code == -signal.SIGKILL else f"{code}, expected a kill"
             else:
-                done = subprocess.run(["bash", "-c", "set -o pipefail; " + command], cwd=copy, env=environment,
-                                      capture_output=True, text=True)  # fmt: skip
-                code, said = done.returncode, (done.stdout + done.stderr).strip()[-600:]
+                code, said = finished(command, copy, environment)
             failed += code != 0
             print(f"  {'FAILED ' if code else 'ran'}  {time.monotonic() - start:5.1f} s  {where}", flush=True)
             if code:
