@@ -51,7 +51,7 @@ WORDS = {
     r"(inference\.py)": r"\1 --cfg X.cfg --repeats 1",
     r"(make_shapes\.py)": r"\1 --images 10",
     r"(train\.py --data(?!.*--weights).*)": r"\1 --weights X.weights",  # fresh ones explode after two iterations
-    r"(train\.py(?! --resume\b).*)": r"\1 --max-batches 2 --batch 4 --subdivisions 1 --workers 0 --ema",
+    r"(train\.py(?! --resume\b).*)": r"\1 --max-batches 2 --batch 4 --subdivisions 1 --workers 0 --ema --learning-rate 1e-5",
 }
 # Capitals that are no placeholder: files and folders that MATERIAL makes, and plain names.
 MATERIAL = {"VOCDEVKIT", "LIST", "PHOTO", "FOLDER", "X", "Y", "S", "NAME", "VIDEO", "COCO", "PWD", "NR"}
