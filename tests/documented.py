@@ -36,6 +36,7 @@ NOT_RUN = {
     ".ci/versions": "makes two environments of 6 GB",
     "git clone": "downloads",
 }
+SHORT = "--max-batches 2 --batch 4 --subdivisions 1 --workers 0 --ema --learning-rate 1e-5"
 # What is written otherwise here: a pattern, what takes its place.
 WORDS = {
     r"\[(-[^]]*)\]": r"\1",  # flags that may be left out are given
@@ -51,7 +52,7 @@ WORDS = {
     r"(inference\.py)": r"\1 --cfg X.cfg --repeats 1",
     r"(make_shapes\.py)": r"\1 --images 10",
     r"(train\.py --data(?!.*--weights).*)": r"\1 --weights X.weights",  # fresh ones explode after two iterations
-    r"(train\.py(?! --resume\b).*)": r"\1 --max-batches 2 --batch 4 --subdivisions 1 --workers 0 --ema --learning-rate 1e-5",
+    r"(train\.py(?! --resume\b).*)": rf"\1 {SHORT}",
 }
 # Capitals that are no placeholder: files and folders that MATERIAL makes, and plain names.
 MATERIAL = {"VOCDEVKIT", "LIST", "PHOTO", "FOLDER", "X", "Y", "S", "NAME", "VIDEO", "COCO", "PWD", "NR"}
