@@ -16,13 +16,19 @@ from yolov4.sections import Net
 from yolov4.settings import Settings
 
 CFG, DATA, WEIGHTS = "cfg/yolov4-voc.cfg", "cfg/voc.data", "pretrain/yolov4.conv.137"
+MADE_BY = {  # lists that a .data file of the project names
+    DATA: "`python data/voc0712/voc_label.py VOCDEVKIT --out data/voc0712` makes it; with --download it brings VOC 2007 "
+    "and 2012 too",
+    "cfg/coco.data": "`python data/coco/coco_label.py COCO` makes it of a folder with annotations, train2017, val2017",
+    "cfg/shapes.data": "`python data/shapes/make_shapes.py` draws it and says what comes next",
+}
 POLICIES = get_args(get_type_hints(Net)["policy"])
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        description=f"Trains with Darknet's loss. Without flags: {CFG} on {DATA} from {WEIGHTS}. "
-        "The cfg rules where no flag is given."
+        description=f"Trains a network. Without flags: {CFG} on {DATA} from {WEIGHTS} with Darknet's loss. "
+        "The cfg rules where no flag and no recipe says otherwise."
     )
     for add in (add_files, add_recipe, add_running):
         add(parser)
@@ -84,11 +90,7 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("running").add_argument
     add("--device", help="cuda, cuda:1, mps, cpu (default: the best there is)")
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="mixed precision")
-    add(
-        "--sync-bn",
-        action="store_true",
-        help="with torchrun: batch normalisation over the mini-batches of all processes",
-    )
+    add("--sync-bn", action="store_true", help="with torchrun: batch normalisation over all processes' mini-batches")
     add("--workers", type=int, help="processes that prepare images (default: a core each, 8 at most)")
     add("--seed", type=int, default=0)
     add("--eval-every", type=int, metavar="N", help="iterations between evaluations, 0: only at the end (default: 4 "
@@ -109,9 +111,8 @@ def prepared(arguments: argparse.Namespace) -> Settings:
             f"{arguments.data}: has no {'names' if 'train' in data else 'train'}, expected train and names"
         )
     missing = []
-    if arguments.data == DATA and not Path(data["train"]).exists():
-        missing.append(f"{data['train']} is missing: `python data/voc0712/voc_label.py VOCDEVKIT --out data/voc0712` "
-                       "makes it; with --download it brings VOC 2007 and 2012 too")  # fmt: skip
+    if arguments.data in MADE_BY and not Path(data["train"]).exists():
+        missing.append(f"{data['train']} is missing: {MADE_BY[arguments.data]}")
     absent = PRETRAINED.get(Path(weights).name) if weights and not Path(weights).exists() else None
     if absent and not arguments.download:
         missing.append(f"{weights} is missing: --download brings it, or by hand\n{absent.by_hand(weights)}")
