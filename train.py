@@ -17,8 +17,8 @@ from yolov4.settings import Settings
 
 CFG, DATA, WEIGHTS = "cfg/yolov4-voc.cfg", "cfg/voc.data", "pretrain/yolov4.conv.137"
 MADE_BY = {  # lists that a .data file of the project names
-    DATA: "`python data/voc0712/voc_label.py VOCDEVKIT --out data/voc0712` makes it; with --download it brings VOC 2007 "
-    "and 2012 too",
+    DATA: "`python data/voc0712/voc_label.py VOCDEVKIT --out data/voc0712` makes it; with --download it "
+    "brings VOC 2007 and 2012 too",
     "cfg/coco.data": "`python data/coco/coco_label.py COCO` makes it of a folder with annotations, train2017, val2017",
     "cfg/shapes.data": "`python data/shapes/make_shapes.py` draws it and says what comes next",
 }
