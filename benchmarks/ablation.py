@@ -58,6 +58,8 @@ MOSAIC = (*BASE, net(mosaic=True))
 CIOU = (*MOSAIC, each(Yolo, iou_loss="ciou", iou_normalizer=0.07))
 REFERENCE = (*CIOU, each(Yolo, iou_thresh=0.213))
 QUARTERS = (*REFERENCE, net(subdivisions=4))
+# the attacks begin after burn-in and look up rolling averages, which have to be settled by then
+LATE = (*REFERENCE, lambda network: net(burn_in=network.net.max_batches // 2)(network))
 VARIANTS = {
     "base: no mosaic, squared error, one anchor a truth": BASE,
     "+ mosaic": MOSAIC,
@@ -68,13 +70,10 @@ VARIANTS = {
     "reference, 4 mini-batches, CmBN": (
         *QUARTERS, each(Convolutional, lambda section: section.batch_normalize, batch_normalize=2)),
     "reference, DropBlock": (*REFERENCE, dropblock),
-    "reference, self-adversarial training": (*REFERENCE, net(adversarial_lr=0.05)),
     "reference, weighted shortcuts": (
         *REFERENCE, each(Shortcut, weights_type="per_channel", weights_normalization="softmax")),
-    "reference, label smoothing": (*REFERENCE, each(Yolo, label_smooth_eps=0.1)),
-    "reference, leaky instead of mish": (
-        *REFERENCE, each(Convolutional, lambda section: section.activation == "mish", activation="leaky")),
-    "reference, DIoU-NMS": (*REFERENCE, each(Yolo, nms_kind="diounms")),
+    "reference, burn-in of half the training": LATE,
+    "the same, self-adversarial training after it": (*LATE, net(adversarial_lr=0.05)),
 }  # fmt: skip
 
 
@@ -103,8 +102,10 @@ def train(run: Run) -> None:
 
 def planned(arguments: argparse.Namespace) -> Iterator[tuple[str, list[Run]]]:
     """(name, a run for each seed) of the variants; those that change nothing in this cfg are left out."""
-    data, original, seen = read_data(arguments.data), read_cfg(arguments.cfg), set()
-    names = Path(arguments.data).stem, Path(arguments.cfg).stem, str(arguments.max_batches)
+    data, length, seen = read_data(arguments.data), arguments.max_batches, set()
+    schedule = net(max_batches=length, steps=(length * 8 // 10, length * 9 // 10), burn_in=length // 10)
+    original = schedule(read_cfg(arguments.cfg))
+    names = Path(arguments.data).stem, Path(arguments.cfg).stem, str(length)
     folder = Path(arguments.runs) / "-".join(names)
     folder.mkdir(parents=True, exist_ok=True)
     for name, changes in VARIANTS.items():
@@ -115,8 +116,7 @@ def planned(arguments: argparse.Namespace) -> Iterator[tuple[str, list[Run]]]:
         if (text, ema) not in seen and arguments.only in name:
             cfg = folder / ("_".join(re.findall(r"\w+", name)) + ".cfg")
             cfg.write_text(text)
-            settings = Settings(cfg=str(cfg), train=data["train"], names=data["names"], ema=ema,
-                                max_batches=arguments.max_batches)  # fmt: skip
+            settings = Settings(cfg=str(cfg), train=data["train"], names=data["names"], ema=ema)
             seeds = range(arguments.seeds)
             yield name, [Run(replace(settings, seed=s), data["valid"], folder / f"{cfg.stem}-{s}") for s in seeds]
         seen.add((text, ema))
@@ -134,7 +134,7 @@ def main() -> None:
     parser.add_argument("--data", default="cfg/shapes.data", help="with train, valid, names (default %(default)s)")
     parser.add_argument("--cfg", default="cfg/shapes.cfg", help="the whole recipe (default %(default)s)")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each variant (default %(default)s)")
-    parser.add_argument("--max-batches", type=int, default=400, help="iterations of a run (default %(default)s)")
+    parser.add_argument("--max-batches", type=int, default=300, help="iterations of a run (default %(default)s)")
     parser.add_argument("--only", default="", metavar="WORDS", help="variants whose name has these")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time, a thread each (default %(default)s)")
     parser.add_argument("--runs", default="runs/ablation", help="where they are kept (default %(default)s)")
