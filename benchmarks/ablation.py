@@ -89,15 +89,20 @@ def train(run: Run) -> None:
 
     from yolov4.evaluation import collect
     from yolov4.training import Training
+    from yolov4.updates import NonFiniteLoss
 
     torch.set_num_threads(1)
+    figures: list[float] = []  # none where it diverges
     with contextlib.redirect_stderr(io.StringIO()):  # no bar a process
         training = Training(run.settings, run.folder, (run.folder / "last.pt").exists(), say=lambda line: None)
-        training.run()
-    if training.progress.iteration == training.net.max_batches:
-        evaluator = collect(training.ema.model or training.model, run.valid)
-        with replacing(run.folder / RESULT) as beside:
-            beside.write_text(json.dumps([evaluator.result(iou).map for iou in (0.5, 0.75)]))
+        with contextlib.suppress(NonFiniteLoss):
+            training.run()
+            if training.progress.iteration < training.net.max_batches:
+                return
+            evaluator = collect(training.ema.model or training.model, run.valid)
+            figures = [evaluator.result(iou).map for iou in (0.5, 0.75)]
+    with replacing(run.folder / RESULT) as beside:
+        beside.write_text(json.dumps(figures))
 
 
 def planned(arguments: argparse.Namespace) -> Iterator[tuple[str, list[Run]]]:
@@ -123,10 +128,12 @@ def planned(arguments: argparse.Namespace) -> Iterator[tuple[str, list[Run]]]:
 
 
 def row(name: str, runs: list[Run]) -> str:
-    """Of a markdown table: mean and (lowest to highest) of the runs that are done."""
+    """Of a markdown table: mean and (lowest to highest) of the runs that are done and did not diverge."""
     results = [json.loads((run.folder / RESULT).read_text()) for run in runs if (run.folder / RESULT).exists()]
-    cells = [f"{mean(r):.1%} ({min(r):.1%} to {max(r):.1%})" for r in zip(*results, strict=True)] or ["", ""]
-    return f"| {name} | {len(results)} | {' | '.join(cells)} |"
+    numbers = [result for result in results if result]
+    cells = [f"{mean(r):.1%} ({min(r):.1%} to {max(r):.1%})" for r in zip(*numbers, strict=True)] or ["", ""]
+    diverged = f", {len(results) - len(numbers)} diverged" if len(numbers) < len(results) else ""
+    return f"| {name} | {len(results)}{diverged} | {' | '.join(cells)} |"
 
 
 def main() -> None:

@@ -67,6 +67,18 @@ def test_attack_is_darknets_loop_over_predictions(new_coords, iou_thresh):
     torch.testing.assert_close(attack_deltas(logits, model.heads[0]), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_a_prediction_that_overflowed_pulls_nowhere():
+    """Where no object is seen, a side of exp(100) is no number in float32; the others pull as they did."""
+    model = Darknet.from_cfg(text=HEAD.format(activation="linear", new_coords=0, iou_thresh=1))
+    logits = torch.randn(1, 16, 2, 3, generator=torch.Generator().manual_seed(4))
+    before = attack_deltas(logits, model.heads[0])
+    logits[0, 2, 0, 0], logits[0, 3, 0, 0] = 100, 100
+    after = attack_deltas(logits, model.heads[0])
+    assert after.isfinite().all() and not after[0, 4, 0, 0].any()
+    after[0, :8, 0, 0] = before[0, :8, 0, 0]
+    assert torch.equal(after, before)
+
+
 def test_attacks_begin_after_burn_in_and_grow():
     net = network(net="adversarial_lr=0.05\nburn_in=10").net
     assert [attack_rate(iteration, net) for iteration in (1, 11)] == [0, 0]

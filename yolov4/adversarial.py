@@ -43,7 +43,7 @@ def attack_deltas(logits: Tensor, head: Head) -> Tensor:
     )
     if head.iou_thresh < 1:
         average_boxes(deltas)
-    return of_logits(deltas, logits, head)
+    return of_logits(deltas, logits, head).nan_to_num(0, 0, 0)  # a side that overflowed pulls nowhere
 
 
 def attack_rate(iteration: int, net: Net) -> float:
