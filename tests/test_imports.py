@@ -76,7 +76,7 @@ MAY_IMPORT = {
     "board": ["result", "curves", "updates"],
     "runfolder": ["sections", "cfg", "files", "settings", "model", "weights", "checkpoint", "plots", "updates",
                   "board", "report", "result"],
-    "start": ["data", "ema", "model", "progress", "settings", "updates", "weights", "yolov5_loss"],
+    "start": ["cfg", "data", "ema", "model", "progress", "settings", "updates", "weights", "yolov5_loss"],
     "training": [
         "cfg", "settings", "data", "batches", "model", "checkpoint", "predict", "evaluation", "distributed", "updates",
         "ema", "progress", "start", "runfolder", "datareport",

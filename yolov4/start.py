@@ -4,6 +4,7 @@ Source: Darknet's src/detector.c, train_detector (seen / batch is the iteration)
 from collections.abc import Callable
 from pathlib import Path
 
+from yolov4.cfg import read_names
 from yolov4.data import inspect, read_image_list
 from yolov4.ema import Ema
 from yolov4.model import Darknet
@@ -14,6 +15,15 @@ from yolov4.weights import VERSION, load_weights
 from yolov4.yolov5_loss import prior_biases
 
 Say = Callable[[str], None]
+
+
+def class_names(settings: Settings, model: Darknet) -> list[str]:
+    """Of the names file.  Raises ValueError where they are not as many as the network's classes."""
+    names, classes = read_names(settings.names), model.heads[-1].classes
+    if len(names) != classes:
+        found = f"{len(names)} names, but {model.network.name} has {classes} classes"
+        raise ValueError(f"{settings.names}: {found}, expected as many: `python -m yolov4.blueprint` takes --names")
+    return names
 
 
 def usable_images(settings: Settings, names: list[str], size: tuple[int, int], say: Say) -> list[Path]:

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from yolov4 import datareport
 from yolov4.batches import training_batches
-from yolov4.cfg import format_cfg, parse_cfg, read_cfg, read_names
+from yolov4.cfg import format_cfg, parse_cfg, read_cfg
 from yolov4.checkpoint import last_checkpoint
 from yolov4.data import read_image_list
 from yolov4.distributed import Processes, local_rank, lost_another
@@ -24,7 +24,7 @@ from yolov4.predict import choose_device
 from yolov4.progress import Faults, Timed, announce, darknet_log, stop_requests
 from yolov4.runfolder import RunFolder
 from yolov4.settings import Settings, configured
-from yolov4.start import from_checkpoint, from_weights, usable_images
+from yolov4.start import class_names, from_checkpoint, from_weights, usable_images
 from yolov4.updates import NonFiniteLoss, Updater, make_deterministic
 
 
@@ -48,12 +48,10 @@ class Training:
             self.network = parse_cfg(checkpoint["cfg"], str(folder / "last.pt"))
         else:
             self.network = configured(read_cfg(settings.cfg), settings, len(paths), self.say)
-        self.net, self.names = self.network.net, read_names(settings.names)
+        self.net = self.network.net
         generator = torch.Generator().manual_seed(settings.seed)
         self.model = Darknet(self.network, generator).to(self.device, memory_format=torch.channels_last)
-        if len(self.names) != self.model.heads[-1].classes:
-            found = f"{len(self.names)} names, but {self.network.name} has {self.model.heads[-1].classes} classes"
-            raise ValueError(f"{settings.names}: {found}, expected as many: `python -m yolov4.blueprint` takes --names")
+        self.names = class_names(settings, self.model)
         self.paths = usable_images(settings, self.names, (self.net.width, self.net.height), self.say)
         self.faults = Faults(len(self.paths), self.say)
         if settings.sync_bn:
