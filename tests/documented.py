@@ -51,6 +51,7 @@ WORDS = {
     r"(ablation\.py)": r"\1 --only base --seeds 1 --max-batches 2",
     r"(inference\.py)": r"\1 --cfg X.cfg --repeats 1",
     r"(make_shapes\.py)": r"\1 --images 10",
+    r"(train\.py --data runs/voc100/.*)": r"\1 --weights cfg/yolov4-voc.weights",
     r"(train\.py --data(?!.*--weights).*)": r"\1 --weights X.weights",  # fresh ones explode after two iterations
     r"(train\.py(?! --resume\b).*)": rf"\1 {SHORT}",
 }
@@ -99,17 +100,21 @@ def draw_voc(copy, folder, names, sets):
 
 def network(copy, stem, classes=3):
     """A small network with settled weights as STEM.cfg and STEM.weights."""
+    import torch
+
     from yolov4 import Darknet, save_weights
     from yolov4.blueprint import build, cfg_text
     from yolov4.yolov5_loss import prior_biases
 
-    model = Darknet(build("shapes", classes=classes))
+    model = Darknet(build("shapes", classes=classes), torch.Generator().manual_seed(0))
     for name, buffer in model.named_buffers():
         if name.endswith("running_var"):
             buffer.fill_(1.0)
     (copy / stem).parent.mkdir(parents=True, exist_ok=True)
     (copy / f"{stem}.cfg").write_text(cfg_text("shapes", "", classes=classes))
     model.set_head_biases(prior_biases)  # few detections
+    for head in model.heads:
+        model.layers[head.index - 1][0].weight.data.mul_(0.01)  # and boxes near the anchors
     save_weights(model, copy / f"{stem}.weights")
     return model
 
