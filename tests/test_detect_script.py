@@ -351,7 +351,8 @@ def test_ctrl_c_ends_a_live_stream_and_keeps_its_video(root, weights, tmp_path):
         out, err = process.communicate(timeout=20)
     assert process.returncode == 0 and err == "" and "frames  (" in out
     frames = json.loads((tmp_path / "o.json").read_text())
-    assert frames[0]["frame_id"] == 1 and len(greys(tmp_path / "runs/detect/yard.mp4")) == frames[-1]["frame_id"]
+    # frames that came too fast were dropped; the video repeats others in their place
+    assert len(greys(tmp_path / "runs/detect/yard.mp4")) == frames[-1]["frame_id"]
 
 
 def test_a_video_that_did_not_reach_the_disk_is_noticed(tmp_path):
