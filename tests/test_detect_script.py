@@ -351,8 +351,9 @@ def test_ctrl_c_ends_a_live_stream_and_keeps_its_video(root, weights, tmp_path):
         out, err = process.communicate(timeout=20)
     assert process.returncode == 0 and err == "" and "frames  (" in out
     frames = json.loads((tmp_path / "o.json").read_text())
-    # frames that came too fast were dropped; the video repeats others in their place
-    assert len(greys(tmp_path / "runs/detect/yard.mp4")) == frames[-1]["frame_id"]
+    # frames that came too fast were dropped (on a busy machine all); the video repeats others in their place
+    last = frames[-1]["frame_id"] if frames else 0
+    assert len(greys(tmp_path / "runs/detect/yard.mp4")) == last
 
 
 def test_a_video_that_did_not_reach_the_disk_is_noticed(tmp_path):
