@@ -3,6 +3,7 @@ Source: Darknet's src/parser.c and src/option_list.c."""
 
 import difflib
 import math
+from collections.abc import Iterable
 from dataclasses import fields
 from functools import cache
 from pathlib import Path
@@ -127,6 +128,17 @@ def read_data(path: str | Path) -> dict[str, str]:
 def read_names(path: str | Path) -> list[str]:
     """Class names, one a line."""
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
+def names_of_classes(names: str | Path | Iterable[str] | None, classes: int, where: str | Path = "names") -> list[str]:
+    """Those of a file, or those given, or the numbers of the classes where none are.  Raises ValueError, which names
+    the file or else `where`, if they are not as many as the classes."""
+    in_file = isinstance(names, str | Path)
+    found = read_names(names) if in_file else list(names or map(str, range(classes)))
+    if len(found) != classes:
+        where = names if in_file else where
+        raise ValueError(f"{where}: {len(found)} names, but the network has {classes} classes, expected as many")
+    return found
 
 
 def _section(kind: str, line: int, options: Options, name: str) -> Section:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from yolov4.boxes import cxcywh_to_xyxy
-from yolov4.cfg import format_cfg
+from yolov4.cfg import format_cfg, names_of_classes
 from yolov4.decoding import class_scores, decode
 from yolov4.files import replacing
 from yolov4.model import Darknet
@@ -88,10 +88,7 @@ def export_onnx(
     import onnx
 
     decoding = Decoding(model.fuse()).cpu()
-    classes = model.heads[-1].classes
-    names = list(names or map(str, range(classes)))
-    if len(names) != classes:
-        raise ValueError(f"{path}: {len(names)} names, but the network has {classes} classes, expected as many")
+    names = names_of_classes(names, model.heads[-1].classes, path)
     images = torch.rand(
         2, model.net.channels, model.net.height, model.net.width, generator=torch.Generator().manual_seed(0)
     )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from yolov4.cfg import read_names
+from yolov4.cfg import names_of_classes
 from yolov4.checkpoint import load_network
 from yolov4.data import load_image
 from yolov4.decoding import Detections, detections_from_logits, fitted_size
@@ -140,13 +140,7 @@ class Detector:
     ) -> None:
         self.device, self.net, self.heads = device, model.net, model.heads
         self.letter_box = self.net.letter_box if letter_box is None else letter_box
-        classes = self.heads[-1].classes
-        self.names = read_names(names) if isinstance(names, str | Path) else list(names or map(str, range(classes)))
-        if len(self.names) != classes:
-            where = names if isinstance(names, str | Path) else "names"
-            raise ValueError(
-                f"{where}: {len(self.names)} names, but the network has {classes} classes, expected as many"
-            )
+        self.names = names_of_classes(names, self.heads[-1].classes)
         self.model = model
         if isinstance(model, Darknet):
             model.fuse().to(device, memory_format=torch.channels_last)

@@ -26,12 +26,14 @@ def class_names(settings: Settings, model: Darknet) -> list[str]:
     return names
 
 
-def usable_images(settings: Settings, names: list[str], size: tuple[int, int], say: Say) -> list[Path]:
-    """Prints what the data are like before any time is spent; the training images that can be used.  Raises ValueError
-    for lists that nothing can be trained or measured with."""
-    reports = [
-        inspect(read_image_list(images), names, size, images) for images in (settings.train, settings.valid) if images
-    ]
+def usable_images(
+    paths: list[Path], settings: Settings, names: list[str], size: tuple[int, int], say: Say
+) -> list[Path]:
+    """Prints what the data are like before any time is spent; those of the training images `paths` that can be used.
+    Raises ValueError for lists that nothing can be trained or measured with."""
+    reports = [inspect(paths, names, size, settings.train)]
+    if settings.valid:
+        reports.append(inspect(read_image_list(settings.valid), names, size, settings.valid))
     for each in reports:
         say("\n".join(each.lines()))
         each.check()

@@ -52,7 +52,7 @@ class Training:
         generator = torch.Generator().manual_seed(settings.seed)
         self.model = Darknet(self.network, generator).to(self.device, memory_format=torch.channels_last)
         self.names = class_names(settings, self.model)
-        self.paths = usable_images(settings, self.names, (self.net.width, self.net.height), self.say)
+        self.paths = usable_images(paths, settings, self.names, (self.net.width, self.net.height), self.say)
         self.faults = Faults(len(self.paths), self.say)
         if settings.sync_bn:
             self.processes.synchronise(self.model)
