@@ -19,7 +19,7 @@ SIDE = 1024  # of the matrices whose product is the machine's rate
 
 
 def medians(calls: dict[str, Callable], repeats: int) -> dict[str, float]:
-    """Median seconds of each call.  They take turns, so that load from elsewhere is shared; the first round warms up."""
+    """Median seconds of each call.  They take turns, so that other load is shared; the first round warms up."""
     seconds = {name: [] for name in calls}
     for turn in range(repeats + 1):
         for name, call in calls.items():

@@ -26,9 +26,12 @@ MAY_IMPORT = {
     "downloads": [],
     # network
     "staged": [],
-    "layers": ["sections", "plan", "staged"],
+    "mish": [],
+    "layers": ["sections", "plan", "mish", "staged"],
     "model": ["sections", "cfg", "plan", "staged", "layers"],
     "weights": ["files", "layers", "model"],
+    "packed": ["model"],
+    "memory": [],
     # maths: pure functions of tensors
     "boxes": [],
     "decoding": ["sections", "boxes"],

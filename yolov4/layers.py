@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from yolov4.mish import Mish
 from yolov4.plan import convolution_padding
 from yolov4.sections import Convolutional, GateActivation, Shortcut
 from yolov4.staged import CrossBatchNorm
@@ -15,7 +16,7 @@ from yolov4.staged import CrossBatchNorm
 ACTIVATIONS = {
     "linear": nn.Identity,
     "leaky": partial(nn.LeakyReLU, 0.1, inplace=True),
-    "mish": nn.Mish,
+    "mish": Mish,
     "swish": partial(nn.SiLU, inplace=True),
     "relu": partial(nn.ReLU, inplace=True),
     "relu6": partial(nn.ReLU6, inplace=True),

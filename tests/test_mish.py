@@ -1,0 +1,72 @@
+"""Mish in pieces is Mish: value and gradient against torch's own in float64, at every size, layout and extreme."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from yolov4 import mish
+from yolov4.mish import Mish
+
+EXTREMES = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 88.8, -88.8, 104.0, -104.0, 1e38, -1e38])
+
+
+def both_ways(x, gradient, function):
+    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    y = function(x)
+    y.backward(gradient)
+    return y.detach(), x.grad
+
+
+@pytest.fixture(params=[1, 7, 1 << 17])
+def piece(request, monkeypatch):
+    """Sizes of a piece, so that the last one is full, partial, or the only one"""
+    monkeypatch.setattr(mish, "PIECE", request.param)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 4), (1, 1, 1, 1), (0, 2, 3, 3)])
+def test_value_and_gradient(piece, shape, layout):
+    generator = torch.Generator().manual_seed(0)
+    x = (4 * torch.randn(shape, generator=generator)).to(memory_format=layout)
+    gradient = torch.randn(shape, generator=generator)  # of another layout than x
+    found = both_ways(x, gradient, Mish())
+    wanted = both_ways(x.double(), gradient.double(), F.mish)
+    for one, other in zip(found, wanted, strict=True):
+        assert one.stride() == x.stride()
+        torch.testing.assert_close(one.double(), other, rtol=1e-6, atol=3e-6)
+
+
+def test_extremes_stay_finite_and_right():
+    found, slope = both_ways(EXTREMES, torch.ones(len(EXTREMES)), Mish())
+    wanted, wanted_slope = both_ways(EXTREMES.double(), torch.ones(len(EXTREMES)).double(), F.mish)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(slope.double(), wanted_slope, rtol=1e-6, atol=1e-6)
+
+
+def test_without_gradient_it_overwrites_with_the_same_values():
+    x = torch.randn(2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    kept = Mish()(x.clone().requires_grad_())
+    with torch.no_grad():
+        y = Mish()(x)
+    assert y.data_ptr() == x.data_ptr()
+    assert torch.equal(y, kept)
+
+
+def test_with_gradient_its_input_stays():
+    x = torch.randn(64, requires_grad=True)
+    before = x.detach().clone()
+    Mish()(x * 1).sum().backward()
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("make", [lambda x: x[:, ::2], lambda x: x.double(), lambda x: x.bfloat16()])
+def test_other_layouts_and_types_are_torchs(make):
+    x = make(torch.randn(4, 6, 3, 2, generator=torch.Generator().manual_seed(0)))
+    assert torch.equal(Mish()(x), F.mish(x))
+    with torch.no_grad():
+        assert torch.equal(Mish()(x), F.mish(x))
+
+
+def test_an_exported_graph_has_the_operator_mish():
+    program = torch.onnx.export(Mish().eval(), (torch.randn(2, 3),), dynamo=True, opset_version=18, verbose=False)
+    assert [node.op_type for node in program.model_proto.graph.node] == ["Mish"]
