@@ -67,6 +67,7 @@ def test_other_layouts_and_types_are_torchs(make):
         assert torch.equal(Mish()(x), F.mish(x))
 
 
+@pytest.mark.skipif(not hasattr(torch.compiler, "is_exporting"), reason="older ones export as they compile")
 def test_an_exported_graph_has_the_operator_mish():
     program = torch.onnx.export(Mish().eval(), (torch.randn(2, 3),), dynamo=True, opset_version=18, verbose=False)
     assert [node.op_type for node in program.model_proto.graph.node] == ["Mish"]
