@@ -2,10 +2,11 @@
 
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from yolov4 import mish
-from yolov4.mish import Mish
+from yolov4.mish import Mish, normalise_and_mish
 
 EXTREMES = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 88.8, -88.8, 104.0, -104.0, 1e38, -1e38])
 
@@ -71,3 +72,48 @@ def test_other_layouts_and_types_are_torchs(make):
 def test_an_exported_graph_has_the_operator_mish():
     program = torch.onnx.export(Mish().eval(), (torch.randn(2, 3),), dynamo=True, opset_version=18, verbose=False)
     assert [node.op_type for node in program.model_proto.graph.node] == ["Mish"]
+
+
+def layer_of(channels: int) -> nn.BatchNorm2d:
+    generator = torch.Generator().manual_seed(1)
+    normalisation = nn.BatchNorm2d(channels, eps=1e-5, momentum=0.01)
+    for values in (normalisation.weight, normalisation.bias):
+        nn.init.normal_(values, generator=generator)
+    return normalisation
+
+
+def channels_last(*shape: int) -> torch.Tensor:
+    x = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return (3 * x + 1).to(memory_format=torch.channels_last).requires_grad_()
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 5, 4), (3, 8, 1, 2), (2, 64, 40, 40)])
+def test_normalised_it_is_batch_normalisation_then_mish(piece, shape):
+    x, normalisation = channels_last(*shape), layer_of(shape[1])
+    wide = x.detach().double().requires_grad_()
+    reference = layer_of(shape[1]).double()
+    gradient = torch.randn(shape, generator=torch.Generator().manual_seed(2))
+    y, wanted = normalise_and_mish(x, normalisation), F.mish(reference(wide))
+    y.backward(gradient)
+    wanted.backward(gradient.double())
+    pairs = [(y, wanted), (x.grad, wide.grad)]
+    pairs += [(found.grad, other.grad) for found, other in zip(normalisation.parameters(), reference.parameters())]
+    pairs += list(zip(normalisation.buffers(), reference.buffers(), strict=True))  # rolling averages and the count
+    for found, other in pairs:
+        scale = float(other.detach().abs().max())
+        torch.testing.assert_close(found.double(), other.double(), rtol=1e-5, atol=2e-6 * max(scale, 1))
+
+
+@pytest.mark.parametrize(
+    "x, change",
+    [
+        (channels_last(2, 3, 4, 4), lambda layer: layer.eval()),
+        (channels_last(2, 3, 4, 4), lambda layer: nn.SyncBatchNorm.convert_sync_batchnorm(layer)),
+        (channels_last(2, 3, 4, 4).detach(), lambda layer: layer),
+        (channels_last(2, 3, 4, 4).bfloat16(), lambda layer: layer),
+        (torch.randn(2, 3, 4, 4, requires_grad=True), lambda layer: layer),
+        (channels_last(2, 3, 4, 4), lambda _: nn.Identity()),
+    ],
+)
+def test_everything_else_takes_two_steps(x, change):
+    assert normalise_and_mish(x, change(layer_of(3))) is None
