@@ -11,9 +11,13 @@ from pathlib import Path
 
 import cv2
 import torch
+from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from yolov4 import Darknet  # noqa: E402
+from yolov4.mish import Mish  # noqa: E402
 
 SIDE = 1024  # of the matrices whose product is the machine's rate
 PRODUCT_FLOPS = 2 * SIDE**3
@@ -51,3 +55,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Markdown, as the README has it; numbers to the right."""
     lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
     return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)])
+
+
+def with_torchs_mish(model: Darknet) -> Darknet:
+    """The model as a plain port has it."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, Mish):
+                setattr(module, name, nn.Mish())
+    return model

@@ -13,13 +13,11 @@ import time
 from dataclasses import replace
 
 import torch
-from common import PRODUCT_FLOPS, ROOT, machine, matrix_product, medians, table
-from torch import nn
+from common import PRODUCT_FLOPS, ROOT, machine, matrix_product, medians, table, with_torchs_mish
 
 from yolov4.cfg import read_cfg
 from yolov4.distributed import Processes
 from yolov4.memory import keep_freed_memory
-from yolov4.mish import Mish
 from yolov4.model import Darknet
 from yolov4.runs import one_line_errors
 from yolov4.updates import Updater
@@ -50,7 +48,8 @@ class Step:
         generator = torch.Generator().manual_seed(0)
         self.model = Darknet(network._replace(net=net), generator)
         if plain:
-            as_eager_ports_have_it(self.model)
+            with_torchs_mish(self.model)
+            self.model.register_forward_pre_hook(lambda _, arguments: (arguments[0].contiguous(),))
         else:
             self.model.to(memory_format=torch.channels_last)
         self.updater = Updater(self.model, net, Processes(torch.device("cpu")))
@@ -70,14 +69,6 @@ class Step:
     def flops(self) -> int:
         """Of forward and backward, which is twice as much."""
         return 3 * len(self.images) * sum(layer.flops for layer in self.model.plan)
-
-
-def as_eager_ports_have_it(model: Darknet) -> None:
-    for module in model.modules():
-        for name, child in module.named_children():
-            if isinstance(child, Mish):
-                setattr(module, name, nn.Mish())
-    model.register_forward_pre_hook(lambda _, arguments: (arguments[0].contiguous(),))
 
 
 def measured(arguments: argparse.Namespace) -> dict[str, float]:

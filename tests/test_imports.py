@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "layers": ["sections", "plan", "mish", "staged"],
     "model": ["sections", "cfg", "plan", "staged", "layers"],
     "weights": ["files", "layers", "model"],
-    "packed": ["model"],
+    "inference": ["model"],
     "memory": [],
     # maths: pure functions of tensors
     "boxes": [],

@@ -97,7 +97,10 @@ def test_normalised_it_is_batch_normalisation_then_mish(piece, shape):
     y.backward(gradient)
     wanted.backward(gradient.double())
     pairs = [(y, wanted), (x.grad, wide.grad)]
-    pairs += [(found.grad, other.grad) for found, other in zip(normalisation.parameters(), reference.parameters())]
+    pairs += [
+        (found.grad, other.grad)
+        for found, other in zip(normalisation.parameters(), reference.parameters(), strict=True)
+    ]
     pairs += list(zip(normalisation.buffers(), reference.buffers(), strict=True))  # rolling averages and the count
     for found, other in pairs:
         scale = float(other.detach().abs().max())

@@ -10,7 +10,7 @@ from conftest import ROOT, settled, shared_files
 
 from yolov4 import Darknet
 from yolov4.cfg import parse_cfg
-from yolov4.packed import PackedConv2d, pack
+from yolov4.inference import PackedConv2d, pack
 
 CFG = """[net]
 width=32
