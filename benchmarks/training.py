@@ -20,6 +20,7 @@ from yolov4.distributed import Processes
 from yolov4.memory import keep_freed_memory
 from yolov4.model import Darknet
 from yolov4.runs import one_line_errors
+from yolov4.sections import Network
 from yolov4.updates import Updater
 
 VARIANTS = ("ours", "plain")
@@ -42,8 +43,7 @@ def parse_arguments() -> argparse.Namespace:
 class Step:
     """An iteration on random images and truths, both from a seed."""
 
-    def __init__(self, cfg: str, size: int, batch: int, objects: int, plain: bool = False):
-        network = read_cfg(cfg)
+    def __init__(self, network: Network, size: int, batch: int, objects: int, plain: bool = False):
         net = replace(network.net, width=size, height=size, batch=batch, subdivisions=1, max_batches=1_000_000)
         generator = torch.Generator().manual_seed(0)
         self.model = Darknet(network._replace(net=net), generator)
@@ -76,7 +76,7 @@ def measured(arguments: argparse.Namespace) -> dict[str, float]:
     if arguments.variant == "ours":
         keep_freed_memory()
     plain = arguments.variant == "plain"
-    step = Step(arguments.cfg, arguments.size, arguments.batch, arguments.objects, plain=plain)
+    step = Step(read_cfg(arguments.cfg), arguments.size, arguments.batch, arguments.objects, plain=plain)
     step()
     seconds = []
     for _ in range(arguments.repeats):
