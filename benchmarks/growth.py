@@ -68,7 +68,7 @@ def draw(found: dict[str, list[tuple[int, float, float]]], out: Path) -> None:
         axes.plot(values, seconds, "o-", label="measured")
         if work[0]:
             axes.plot(values, [seconds[0] * flops / work[0] for flops in work], ":", label="as the FLOPs")
-        axes.set(xlabel=key, ylim=(0, None), title=f"s an iteration over {key}")
+        axes.set(xlabel=key, ylim=(0, 1.15 * max(seconds)), title=f"s an iteration over {key}")
         axes.legend()
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out)
