@@ -225,6 +225,12 @@ def test_a_tile_is_computed_only_where_it_is_seen(size, seed):
         assert_same_tiles(parts, [int(rng.integers(side // 5, side * 4 // 5)) for side in size], size)
 
 
+def test_a_tile_of_no_size_is_left_out():
+    part, size = random_part(np.random.default_rng(0), (96, 64), (80, 70)), (96, 64)
+    for cut in ((0, 30), (96, 64), (0, 0), (50, 64)):
+        assert_same_tiles([part] * 4, cut, size)
+
+
 def test_colours_are_rounded_as_a_table_of_the_levels_would_be():
     rng, levels = np.random.default_rng(0), np.arange(256, dtype=np.uint8)[None]
     for factor in (*rng.uniform(0.3, 3, 300), 0.5, 1.5, 2.5):

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from test_batches import head_of, net_of
+from test_training import finished, trained, write_cfg, write_pictures
 
 from yolov4 import batches, data, pictures
 from yolov4.pictures import Cache, Pictures
@@ -116,3 +117,17 @@ def test_workers_fill_one_cache_and_give_the_same_samples(paths, method):
     cache = loader.dataset.pictures.cache
     assert cache.used.value == sum(BYTES)
     assert all(np.array_equal(cache.get(path), data.load_image(path)) for path in paths)
+
+
+def test_a_training_with_a_cache_comes_to_the_same_weights(tmp_path, decoded):
+    work = write_pictures(tmp_path)
+    write_cfg(work, iterations=4)
+    plain = trained(work, "plain", valid=None)
+    assert len(decoded) > 8
+    decoded.clear()
+    assert trained(work, "cached", valid=None, cache=1e-3) == plain and len(decoded) <= 8
+
+
+def test_the_flag_of_the_cache_reaches_it(root, tmp_path):
+    _, errors = finished(root, write_pictures(tmp_path), "--name", "run", "--cache", -1, code=1)
+    assert "train.py: --cache: found -1.0 GB, expected 0..1000000" in errors

@@ -69,7 +69,8 @@ def mosaic(parts: Sequence[Part], cut: Size, size: Size, bound: bool) -> Sample:
         top, bottom, y = _tile_span(corner // 2, cut[1], size[1], border[2:])
         moved.append(_move_labels(part, size))
         spans += [(left, right, left - x, top, bottom, top - y)] * len(moved[-1])
-        picture[top:bottom, left:right] = _pixels(part, moved[-1], size, (x, y, right - left, bottom - top))
+        if left < right and top < bottom:
+            picture[top:bottom, left:right] = _pixels(part, moved[-1], size, (x, y, right - left, bottom - top))
     labels, spans = np.concatenate(moved), np.array(spans, np.int32).reshape(-1, 6)
     cx, w, keep_x = _fit_axis(labels[:, 1], labels[:, 3], *spans[:, :3].T, size[0], bound)
     cy, h, keep_y = _fit_axis(labels[:, 2], labels[:, 4], *spans[:, 3:].T, size[1], bound)
