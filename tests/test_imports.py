@@ -13,7 +13,6 @@ import yolov4
 MAY_IMPORT = {
     # leaves: the standard library only
     "files": [],
-    "memory": [],
     "sections": [],
     "cfg": ["sections", "files"],
     "heads": ["sections"],
@@ -27,9 +26,12 @@ MAY_IMPORT = {
     "downloads": [],
     # network
     "staged": [],
-    "layers": ["sections", "plan", "staged"],
+    "mish": [],
+    "layers": ["sections", "plan", "mish", "staged"],
     "model": ["sections", "cfg", "plan", "staged", "layers"],
     "weights": ["files", "layers", "model"],
+    "inference": ["model"],
+    "memory": [],
     # maths: pure functions of tensors
     "boxes": [],
     "decoding": ["sections", "boxes"],
