@@ -51,7 +51,9 @@ MAY_IMPORT = {
     # data
     "augment": [],
     "data": ["files"],
-    "batches": ["sections", "augment", "data"],
+    "draws": ["augment"],
+    "pictures": ["data"],
+    "batches": ["sections", "memory", "augment", "draws", "pictures"],
     "sources": ["data"],
     "video": ["sources"],
     "anchors": ["sections", "cfg", "data"],
@@ -85,7 +87,7 @@ MAY_IMPORT = {
         "ema", "progress", "start", "runfolder", "datareport",
     ],
 }  # fmt: skip
-LEAVES = ("files", "sections", "cfg", "heads", "plan", "blocks", "networks", "blueprint", "recipe")
+LEAVES = ("files", "memory", "sections", "cfg", "heads", "plan", "blocks", "networks", "blueprint", "recipe")
 MATHS = (
     "boxes",
     "decoding",
