@@ -138,10 +138,12 @@ def main() -> None:
         seconds = medians({len(each): loss_call(loss, logits, each) for each in targets}, arguments.repeats)
         label = f"{name}, {'fresh' if fresh else 'trained'}", images, classes
         rows.append((*label, *(shown(value, steps.get(images)) for value in seconds.values())))
-        counted.append((*label, *(operations(loss, logits, each) for each in targets)))
-    header = ("loss, network", "images", "classes", *(f"{n} objects" for n in OBJECTS))
-    print("ms (share of a step)\n" + table(header, rows))
-    print("\noperations launched / copies to the device / waits for it\n" + table(header, counted))
+        if classes == arguments.classes[0] and not (fresh and name == "darknet"):  # the same for all classes and logits
+            counted.append((name, images, *(operations(loss, logits, each) for each in targets)))
+    objects = [f"{n} objects" for n in OBJECTS]
+    print("ms (share of a step)\n" + table(("loss, network", "images", "classes", *objects), rows))
+    print("\noperations launched / copies to the device / waits for it")
+    print(table(("loss", "images", *objects), counted))
     for images, value in steps.items():
         print(f"a step of {images} images: {value:.2f} s")
 
