@@ -136,11 +136,13 @@ def _greedy(boxes: Tensor, labels: Tensor, candidates: Tensor, thresh: float, ki
     "Stays unless a better one that stays overlaps it" has one solution; repeating it from any start reaches it after
     as many rounds as the longest chain of suppressions, a few in practice.
     """
-    overlap = box_iou(boxes[:, None], boxes[None], kind, exponent) > thresh
-    suppresses = (overlap & (labels[:, None] == labels[None])).triu(1)  # (n, n): row suppresses column
+    better, worse = (labels[:, None] == labels).triu(1).nonzero(as_tuple=True)  # pairs that can meet
+    overlap = box_iou(boxes[better], boxes[worse], kind, exponent) > thresh
+    better, worse = better[overlap], worse[overlap]
     keep = candidates
     while True:
-        following = candidates & ~(suppresses & keep[:, None]).any(0)
+        following = candidates.clone()
+        following[worse[keep[better]]] = False
         if torch.equal(following, keep):
             return keep
         keep = following
