@@ -5,7 +5,6 @@ import math
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_convert
 
 BLOCK = 512  # boxes that nms compares at once: memory grows with boxes * BLOCK
 
@@ -101,7 +100,19 @@ def _aspect_gradient(size: Tensor, truth_size: Tensor, iou: Tensor) -> Tensor:
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     """(..., 4) cxcywh -> xyxy"""
-    return box_convert(boxes, "cxcywh", "xyxy")
+    half = boxes[..., 2:] / 2
+    return torch.cat((boxes[..., :2] - half, boxes[..., :2] + half), -1)
+
+
+def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
+    """(..., 4) xyxy -> cxcywh"""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return torch.cat(((low + high) / 2, high - low), -1)
+
+
+def xyxy_to_xywh(boxes: Tensor) -> Tensor:
+    """(..., 4) xyxy -> x, y of the upper left corner, w, h"""
+    return torch.cat((boxes[..., :2], boxes[..., 2:] - boxes[..., :2]), -1)
 
 
 def nms(
