@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 
-from yolov4.boxes import box_iou, nms
+from yolov4.boxes import box_iou, cxcywh_to_xyxy, nms, xyxy_to_cxcywh, xyxy_to_xywh
 
 SQUARE = (0.4, 0.4, 0.2, 0.2)
 PAIRS = {  # second box: iou, giou, diou with exponent 1, worked by hand against SQUARE
@@ -111,3 +111,11 @@ def test_nms_at_exactly_the_threshold_keeps(between):
     scores, labels = torch.linspace(0.9, 0.1, len(boxes)), torch.zeros(len(boxes), dtype=torch.int64)
     assert len(nms(boxes, scores, labels, 0.5)) == len(boxes)
     assert nms(boxes, scores, labels, 0.499).tolist() == list(range(len(boxes) - 1))
+
+
+def test_boxes_change_their_format_and_back():
+    boxes = torch.tensor([[0.5, 0.5, 0.2, 0.4], [0.0, 0.25, 1.0, 0.5]])
+    corners = torch.tensor([[0.4, 0.3, 0.6, 0.7], [-0.5, 0.0, 0.5, 0.5]])
+    assert torch.allclose(cxcywh_to_xyxy(boxes), corners) and torch.allclose(xyxy_to_cxcywh(corners), boxes)
+    assert torch.allclose(xyxy_to_xywh(corners), torch.tensor([[0.4, 0.3, 0.2, 0.4], [-0.5, 0.0, 1.0, 0.5]]))
+    assert cxcywh_to_xyxy(torch.zeros(2, 0, 4)).shape == xyxy_to_cxcywh(torch.zeros(2, 0, 4)).shape == (2, 0, 4)

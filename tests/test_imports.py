@@ -2,6 +2,7 @@
 Source: ../shared/design.md (Modules), ../shared/style.md."""
 
 import ast
+import subprocess
 import sys
 
 import pytest
@@ -33,20 +34,23 @@ MAY_IMPORT = {
     "inference": ["model"],
     "memory": [],
     # maths: pure functions of tensors
+    "transfer": [],
     "boxes": [],
-    "decoding": ["sections", "boxes"],
+    "decoding": ["sections", "transfer", "boxes"],
     "schedule": ["sections"],
-    "assign": ["sections", "boxes"],
+    "assign": ["sections", "transfer", "boxes"],
+    "overlaps": ["sections", "transfer", "boxes", "decoding"],
     "regression": ["sections", "boxes", "decoding"],
-    "loss": ["sections", "boxes", "decoding", "assign", "regression"],
-    "yolov5_loss": ["sections", "boxes", "decoding", "assign", "loss"],
-    "adversarial": ["sections", "decoding", "loss"],
+    "deltas": ["sections", "decoding"],
+    "loss": ["sections", "transfer", "boxes", "decoding", "assign", "overlaps", "regression", "deltas"],
+    "yolov5_loss": ["sections", "transfer", "boxes", "decoding", "assign", "loss"],
+    "adversarial": ["sections", "decoding", "deltas"],
     "result": ["decoding"],
     "metrics": ["boxes", "decoding", "result"],
     "curves": ["boxes", "metrics", "result"],
     # other protocols, on the records of one pass
-    "voc": ["metrics", "result"],
-    "coco": ["files", "result"],
+    "voc": ["boxes", "metrics", "result"],
+    "coco": ["files", "boxes", "result"],
     "protocols": ["files", "result", "metrics", "voc", "coco"],
     # data
     "augment": [],
@@ -68,7 +72,7 @@ MAY_IMPORT = {
     # loops
     "checkpoint": ["cfg", "files", "runs", "model", "weights"],
     "verify": ["decoding", "model", "weights"],
-    "runtime": ["cfg", "plan", "decoding"],
+    "runtime": ["cfg", "plan", "boxes", "decoding"],
     "export": ["boxes", "cfg", "decoding", "files", "model", "runtime", "verify"],
     "predict": ["cfg", "data", "decoding", "model", "checkpoint", "runs", "runtime"],
     "evaluation": ["sections", "boxes", "decoding", "data", "metrics", "result", "model", "predict"],
@@ -89,10 +93,13 @@ MAY_IMPORT = {
 }  # fmt: skip
 LEAVES = ("files", "memory", "sections", "cfg", "heads", "plan", "blocks", "networks", "blueprint", "recipe")
 MATHS = (
+    "transfer",
     "boxes",
     "decoding",
     "schedule",
     "assign",
+    "overlaps",
+    "deltas",
     "regression",
     "loss",
     "yolov5_loss",
@@ -190,3 +197,21 @@ def test_module_says_what_it_is_for(path):
 def test_public_name_is_a_function_or_class_whenever_it_is_asked_for(name):
     # a submodule of the same name takes the place of a function in the package as soon as it is imported
     assert callable(getattr(yolov4, name)) and callable(getattr(yolov4, name))
+
+
+def modules_after(program):
+    """Names of all modules that a fresh process has imported after a program."""
+    program += "\nimport sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True, capture_output=True, text=True)
+    return {name.partition(".")[0] for name in done.stdout.splitlines()[-1].split()}
+
+
+@pytest.mark.parametrize("script", ["detect", "val", "train"])
+def test_script_imports_no_library_before_its_arguments_are_read(script):
+    slow = {"torch", "cv2", "numpy", "matplotlib"}
+    assert not slow & modules_after(f"import sys; sys.argv = ['{script}.py']; import {script}")
+
+
+def test_detecting_waits_for_no_library_that_it_does_not_need():
+    found = modules_after("import yolov4.predict, yolov4.sources, yolov4.session, yolov4.output")
+    assert "torch" in found and not {"torchvision", "matplotlib"} & found

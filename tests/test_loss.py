@@ -1,5 +1,6 @@
 """The loss against Darknet's deltas, against the rules written out as loops, and at its edges."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -8,8 +9,12 @@ import torch
 from conftest import golden_names
 
 from yolov4 import Darknet, DarknetLoss
+from yolov4.assign import Positives, assign, in_rounds
 from yolov4.boxes import box_iou, iou_gradient
-from yolov4.loss import assign, class_multipliers
+from yolov4.decoding import Predictions
+from yolov4.loss import class_multipliers
+from yolov4.overlaps import best_overlaps
+from yolov4.yolov5_loss import Yolov5Loss
 
 CFG = """
 [net]
@@ -200,7 +205,7 @@ def test_giou_gradient_is_that_of_giou_apart():
 
 def test_class_multipliers_by_hand():
     head = network("counters_per_class=100,10\nmax_delta=5").heads[0]
-    assert class_multipliers(head, torch.zeros(1)).tolist() == [1, 5]
+    assert class_multipliers(head).tolist() == [1, 5]
 
 
 @pytest.mark.parametrize(("class_logit", "spared"), [(0.0, True), (-3.0, False)])
@@ -225,3 +230,93 @@ def test_objects_by_the_hundred():
 def test_a_network_without_heads_is_refused():
     with pytest.raises(ValueError, match="no \\[yolo\\] layer"):
         DarknetLoss([], network().net)
+
+
+def test_truths_in_one_place_come_in_rounds():
+    places = tuple(torch.tensor(index) for index in ([0, 0, 1, 0, 0], [1, 0, 1, 1, 1], [2] * 5, [3] * 5))
+    positives = Positives(places, torch.arange(20.0).view(5, 4), torch.arange(5))
+    sorted_positives, rounds = in_rounds(positives, torch.Size((2, 2, 4, 6)))
+    assert rounds == [3, 1, 1]
+    parts = sorted_positives.split(rounds)
+    assert [part.classes.tolist() for part in parts] == [[1, 0, 2], [3], [4]]
+    assert [part.truths[:, 0].tolist() for part in parts] == [[4, 0, 8], [12], [16]]
+    assert [part.places[1].tolist() for part in parts] == [[0, 1, 1], [1], [1]]
+
+
+@pytest.mark.parametrize("thresh", [0.0, 0.1, 0.5, 0.7, 0.95])
+@pytest.mark.parametrize("keys", ["", "scale_x_y=2", "yolo_point=left_top"], ids=["plain", "scaled", "point"])
+def test_overlaps_are_those_of_all_pairs_where_they_count(keys, thresh):
+    """Every prediction with every truth of its image; below the threshold a smaller overlap may be given."""
+    gaussian = "point" in keys
+    text = CFG.format(filters=22 if gaussian else 14, keys=keys).replace("ignore_thresh=0.7", f"ignore_thresh={thresh}")
+    model = Darknet.from_cfg(text=text.replace("[yolo]", "[Gaussian_yolo]") if gaussian else text)
+    generator = torch.Generator().manual_seed(2)
+    predictions = Predictions(torch.randn(3, 22 if gaussian else 14, 4, 6, generator=generator) * 3, model.heads[0])
+    targets = torch.rand(300, 6, generator=generator)
+    targets[:, 0] = (targets[:, 0] * 2).floor()  # the third image has none
+    targets[:, 4:] = 1.5 * targets[:, 4:] ** 2
+    near = torch.randint(48, (300,), generator=generator)
+    copied = predictions.boxes.flatten(1, 3)[targets[:, 0].long(), near] * 1.01
+    inside = ((copied[:, :2] >= 0) & (copied[:, :2] < 1)).all(1)
+    targets[inside, 2:] = copied[inside]
+    iou, best = best_overlaps(predictions, targets, which=True)
+    pairs = box_iou(predictions.boxes[:, :, :, :, None], targets[:, 2:])  # (B, A, h, w, T)
+    images = torch.arange(3)[:, None, None, None, None]
+    dense, first = torch.where(targets[:, 0] == images, pairs, 0.0).max(-1)
+    counts = dense > thresh
+    assert counts.any() and torch.equal(iou[counts], dense[counts]) and torch.equal(best[counts], first[counts])
+    assert (iou <= dense).all()
+
+
+def test_what_the_crowd_costs_does_not_change_it(monkeypatch):
+    logits, targets = random_case(truths=50)
+    whole, _ = gradients(network(), logits, targets)
+    monkeypatch.setattr("yolov4.overlaps.BLOCK", 7)
+    assert torch.equal(gradients(network(), logits, targets)[0], whole)
+
+
+@pytest.mark.parametrize("place", [0, 4, 6])
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_a_logit_that_is_no_number_shows_in_the_loss(place, value):
+    """Even a class of a prediction that no truth has, at which the loss does not look."""
+    logits, targets = random_case(truths=3)
+    logits[2, place, 3, 5] = value
+    assert not gradients(network(), logits, targets)[1].total.isfinite()
+
+
+def waits():
+    raise AssertionError("a tensor made of the host's values, for which it waits")
+
+
+@pytest.mark.parametrize("keys", ["iou_thresh=0.2", "objectness_smooth=1\ncounters_per_class=3,4", "new_coords=1"])
+@pytest.mark.parametrize("loss", [DarknetLoss, Yolov5Loss])
+def test_the_host_does_not_wait_for_the_device(loss, keys, monkeypatch):
+    """Tensors on "meta" have shapes and no values: whatever needs one on the host is an error there.  Only
+    `new_tensor` is none, which waits too."""
+    text = CFG.format(filters=14, keys=keys)
+    model = Darknet.from_cfg(text=text.replace("linear", "logistic") if "new_coords" in keys else text)
+    monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())  # does not know "meta"
+    made = torch.Tensor.new_tensor
+    monkeypatch.setattr(torch.Tensor, "new_tensor", lambda self, *a: waits() if self.is_meta else made(self, *a), False)
+    for truths in (0, 40):
+        logits, targets = random_case(truths=truths)
+        logits = logits.to("meta").requires_grad_()
+        terms = loss(model.heads, model.net)([logits], targets)
+        terms.total.backward()
+        assert logits.grad.shape == logits.shape
+        assert all(term.is_meta and not term.dim() for term in (terms.total, *terms.heads[0]))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("loss", [DarknetLoss, Yolov5Loss])
+def test_the_host_does_not_wait_for_cuda(loss):
+    model, (logits, targets) = network(), random_case(truths=40)
+    expected = loss(model.heads, model.net)([logits], targets).total
+    logits = logits.cuda().requires_grad_()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        terms = loss(model.heads, model.net)([logits], targets)
+        terms.total.backward()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert terms.total.item() == pytest.approx(expected.item(), rel=1e-4)

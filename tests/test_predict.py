@@ -202,3 +202,30 @@ def test_a_network_of_only_its_first_layers_is_refused(shared, tmp_path):
     shutil.copy(folder / "yolov3-tiny.cfg", tmp_path)
     with pytest.raises(ValueError, match="holds 5 of 24 layers"):
         Detector(tmp_path / "yolov3-tiny.cfg", tmp_path / "part.weights")
+
+
+def test_threads_that_read_leave_the_network_its_own():
+    """torch counts threads for each thread that calls it: those that read take one each, this one keeps all."""
+    before, seen = torch.get_num_threads(), []
+    torch.set_num_threads(3)
+    try:
+        detector = Detector.from_model(Darknet.from_cfg("cfg/shapes.cfg"))
+        read = detector._read
+        detector._read = lambda source: (seen.append(torch.get_num_threads()), read(source))[1]
+        detector([np.zeros((40, 60, 3), np.uint8)] * 4)
+        assert seen == [1] * 4 and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_pictures_come_to_the_network_in_its_order_in_memory(monkeypatch):
+    detector, seen = Detector.from_model(Darknet.from_cfg("cfg/shapes.cfg")), []
+    forward = Darknet.forward
+    monkeypatch.setattr(Darknet, "forward", lambda self, images: (seen.append(images), forward(self, images))[1])
+    pictures = [np.random.default_rng(n).integers(0, 256, (40, 60, 3), dtype=np.uint8) for n in range(3)]
+    detector(pictures, batch=2)
+    assert [len(images) for images in seen] == [2, 1]
+    assert all(images.is_contiguous(memory_format=torch.channels_last) for images in seen)
+    size = detector.net.width, detector.net.height
+    resized = torch.stack([resize_image(picture, size) for picture in pictures])
+    assert torch.allclose(torch.cat(seen), resized, atol=1e-6)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from yolov4.decoding import decode, head_outputs
-from yolov4.loss import Deltas, average_boxes, of_logits, pulled
+from yolov4.decoding import box_outputs, decode, head_values
+from yolov4.deltas import Deltas, average_boxes, of_logits, pulled
 from yolov4.sections import GaussianHead, Head, Net
 
 FOUND = 0.25  # objectness * probability above which the network sees an object
@@ -16,7 +16,8 @@ FOUND = 0.25  # objectness * probability above which the network sees an object
 def attack_loss(logits: Sequence[Tensor], heads: Sequence[Head]) -> Tensor:
     """A scalar of which only the gradient counts: minus the deltas of the attack, over the images."""
     with torch.autocast(logits[0].device.type, enabled=False):
-        return pulled(logits, [attack_deltas(*each) for each in zip(logits, heads, strict=True)])
+        deltas = [attack_deltas(*each) for each in zip(logits, heads, strict=True)]
+        return pulled(logits[0].new_zeros((), dtype=torch.float32), deltas, logits)
 
 
 @torch.no_grad()
@@ -27,22 +28,19 @@ def attack_deltas(logits: Tensor, head: Head) -> Tensor:
     box's values to 0; everywhere objectness goes to 0.  There are no truths.  Of a [Gaussian_yolo] the objects' classes
     and objectness alone go to 0.
     """
-    decoded, held = decode(logits, head), head_outputs(logits, head)
+    decoded, deltas = decode(logits, head), Deltas.zeros(logits, head)
     scale = decoded.boxes[..., 2:].prod(-1, keepdim=True).sqrt()  # (B, A, h, w, 1), relative
     scores = decoded.objectness[..., None] * decoded.classes
     seen = scores > FOUND
     some = seen.any(-1, keepdim=True)
-    target = torch.where(seen, 0.0, torch.where(some & (scores < FOUND), 1.0, decoded.classes))
-    boxes = -scale * held[..., :4] * some
-    if isinstance(head, GaussianHead):
-        target, boxes = torch.where(seen, 0.0, decoded.classes), held.new_zeros(*some.shape[:-1], head.box_values)
-    deltas = Deltas(
-        boxes=boxes,
-        objectness=-scale[..., 0] * head.obj_normalizer * decoded.objectness,
-        classes=scale * (target - decoded.classes),
-    )
+    others = decoded.classes
+    if not isinstance(head, GaussianHead):
+        others = torch.where(some & (scores < FOUND), 1.0, others)
+        deltas.boxes.copy_(-scale * box_outputs(head_values(logits, head), head) * some)
+    deltas.objectness.copy_(-scale[..., 0] * head.obj_normalizer * decoded.objectness)
+    deltas.classes.copy_(scale * (torch.where(seen, 0.0, others) - decoded.classes))
     if head.iou_thresh < 1:
-        average_boxes(deltas)
+        average_boxes(deltas, ...)
     return of_logits(deltas, logits, head).nan_to_num(0, 0, 0)  # a side that overflowed pulls nowhere
 
 

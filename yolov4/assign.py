@@ -8,20 +8,31 @@ from torch import Tensor
 
 from yolov4.boxes import box_iou
 from yolov4.sections import GaussianHead, Head
+from yolov4.transfer import sent
 
 
 class Positives(NamedTuple):
-    """Pairs of a prediction and a truth it answers for, in the order of the truths."""
+    """Pairs of a prediction and a truth it answers for."""
 
     places: tuple[Tensor, ...]  # image, anchor of the mask, row, column; (n,) each
     truths: Tensor  # (n, 4) cxcywh relative
     classes: Tensor  # (n,) int64
 
+    def to(self, device: torch.device) -> "Positives":
+        indices = sent(torch.stack((*self.places, self.classes)), device)
+        return Positives(tuple(indices[:-1]), sent(self.truths, device), indices[-1])
+
+    def split(self, sizes: list[int]) -> list["Positives"]:
+        """One after the other, so many in each."""
+        places = zip(*(index.split(sizes) for index in self.places), strict=True)
+        parts = zip(places, self.truths.split(sizes), self.classes.split(sizes), strict=True)
+        return [Positives(*each) for each in parts]
+
 
 def assign(head: Head, targets: Tensor, grid: tuple[int, int]) -> Positives:
-    """Which predictions of a head answer for which truths: in the cell of the truth's centre (or yolo_point), the best
-    anchor of all if it is one of this head's, and every other of this head's whose IoU (iou_thresh_kind) is above
-    iou_thresh.
+    """Which predictions of a head answer for which truths, in the order of the truths: in the cell of the truth's
+    centre (or yolo_point), the best anchor of all if it is one of this head's, and every other of this head's whose IoU
+    (iou_thresh_kind) is above iou_thresh.
 
     targets (T, 6) with possible classes; grid (rows, columns).
     """
@@ -42,15 +53,20 @@ def assign(head: Head, targets: Tensor, grid: tuple[int, int]) -> Positives:
     return Positives((chosen[:, 0].long(), anchor, row, column), chosen[:, 2:], chosen[:, 1].long())
 
 
-def rank_in_place(places: tuple[Tensor, ...], shape: torch.Size) -> Tensor:
-    """How many earlier positives have the same place, (n,)."""
-    flat = flat_places(places, shape)
-    _, group, counts = flat.unique(return_inverse=True, return_counts=True)
-    order = group.argsort(stable=True)
-    first = counts.cumsum(0) - counts
-    rounds = torch.empty_like(flat)
-    rounds[order] = torch.arange(len(flat), device=flat.device) - first[group[order]]
-    return rounds
+def in_rounds(positives: Positives, shape: torch.Size) -> tuple[Positives, list[int]]:
+    """Those of the first truth of every place, then those of the second, and so on: places of a round are distinct.
+
+    shape: (B, A, h, w).  Returns the positives in that order, and how many there are in each round, of which there is
+    at least one.
+    """
+    flat = flat_places(positives.places, shape)
+    by_place = flat.argsort(stable=True)
+    _, counts = flat[by_place].unique_consecutive(return_counts=True)
+    rank = torch.arange(len(flat)) - (counts.cumsum(0) - counts).repeat_interleave(counts)  # in its place
+    by_round = rank.argsort(stable=True)
+    order, rounds = by_place[by_round], rank.bincount(minlength=1).tolist()
+    places = tuple(index[order] for index in positives.places)
+    return Positives(places, positives.truths[order], positives.classes[order]), rounds
 
 
 def flat_places(places: tuple[Tensor, ...], shape: torch.Size) -> Tensor:

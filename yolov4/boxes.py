@@ -5,7 +5,6 @@ import math
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_convert
 
 BLOCK = 512  # boxes that nms compares at once: memory grows with boxes * BLOCK
 
@@ -18,14 +17,14 @@ def box_iou(a: Tensor, b: Tensor, kind: str = "iou", exponent: float = 0.6) -> T
     """
     half_a, half_b = a[..., 2:] / 2, b[..., 2:] / 2
     low_a, high_a, low_b, high_b = a[..., :2] - half_a, a[..., :2] + half_a, b[..., :2] - half_b, b[..., :2] + half_b
-    intersection = (torch.minimum(high_a, high_b) - torch.maximum(low_a, low_b)).clamp(min=0).prod(-1)
-    union = a[..., 2:].prod(-1) + b[..., 2:].prod(-1) - intersection
+    intersection = _area((torch.minimum(high_a, high_b) - torch.maximum(low_a, low_b)).clamp(min=0))
+    union = _area(a[..., 2:]) + _area(b[..., 2:]) - intersection
     iou = torch.where(intersection > 0, intersection / union, 0.0)
     if kind == "iou":
         return iou
     enclosing = torch.maximum(high_a, high_b) - torch.minimum(low_a, low_b)
     if kind == "giou":
-        area = enclosing.prod(-1)
+        area = _area(enclosing)
         return torch.where(area > 0, iou - (area - union) / area, iou)
     diagonal = enclosing.square().sum(-1)
     distance = (a[..., :2] - b[..., :2]).square().sum(-1) / diagonal
@@ -33,7 +32,13 @@ def box_iou(a: Tensor, b: Tensor, kind: str = "iou", exponent: float = 0.6) -> T
         return torch.where(diagonal > 0, iou - distance.pow(exponent), iou)
     difference = torch.atan(b[..., 2] / b[..., 3]) - torch.atan(a[..., 2] / a[..., 3])
     aspect = 4 / math.pi**2 * difference.square()
-    return torch.where(diagonal > 0, iou - distance - aspect * aspect / (1 - iou + aspect + 1e-6), iou)
+    alpha = (aspect / (1 - iou + aspect + 1e-6)).detach()  # a weight: no gradient goes through it
+    return torch.where(diagonal > 0, iou - distance - aspect * alpha, iou)
+
+
+def _area(sides: Tensor) -> Tensor:
+    """(..., 2) -> (...); the gradient of `prod` would wait for the device."""
+    return sides[..., 0] * sides[..., 1]
 
 
 def iou_gradient(boxes: Tensor, truths: Tensor, kind: str) -> Tensor:
@@ -53,14 +58,12 @@ def iou_gradient(boxes: Tensor, truths: Tensor, kind: str) -> Tensor:
     enclosing = torch.maximum(high, truth_high) - torch.minimum(low, truth_low)
     reach = torch.stack((low < truth_low, high > truth_high)).float()  # edges of the enclosing box
 
-    # moving an edge changes an area by the length of that edge, which is the other side; low edges, then high edges
-    outwards = size.new_tensor((-1.0, 1.0))[:, None, None]
-    d_intersection = outwards * torch.stack((low > truth_low, high < truth_high)) * sides.flip(1)  # (2, n, 2)
-    d_union = outwards * size.flip(1) - d_intersection
+    d_intersection = _edges(low > truth_low, high < truth_high, sides)
+    d_union = _edges(1, 1, size) - d_intersection
     edges = torch.where(union > 0, (union * d_intersection - intersection * d_union) / union.square(), 0.0)
     if kind == "giou":
         area = enclosing.prod(1, keepdim=True)
-        outside = (area * d_union - union * outwards * reach * enclosing.flip(1)) / area.square()
+        outside = (area * d_union - union * _edges(*reach, enclosing)) / area.square()
         edges = torch.where(apart, outside, edges + outside)
     gradient = torch.cat((edges[0] + edges[1], edges[1] - edges[0]), 1)
     if kind not in ("diou", "ciou"):
@@ -69,6 +72,13 @@ def iou_gradient(boxes: Tensor, truths: Tensor, kind: str) -> Tensor:
     if kind == "ciou":
         extra[:, 2:] += _aspect_gradient(size, truths[:, 2:], intersection / union)
     return torch.where(apart, extra, gradient + extra)
+
+
+def _edges(low, high, sides: Tensor) -> Tensor:
+    """Moving an edge changes an area by the length of that edge, which is the other side: (2, n, 2), of the low edges,
+    then of the high ones; low, high (n, 2) are factors."""
+    lengths = sides.flip(1)
+    return torch.stack((low * -lengths, high * lengths))
 
 
 def _distance_gradient(boxes: Tensor, truths: Tensor, enclosing: Tensor, reach: Tensor) -> Tensor:
@@ -85,12 +95,24 @@ def _aspect_gradient(size: Tensor, truth_size: Tensor, iou: Tensor) -> Tensor:
     angle = torch.atan(truth_size[:, :1] / truth_size[:, 1:]) - torch.atan(size[:, :1] / size[:, 1:])
     aspect = 4 / math.pi**2 * angle.square()
     alpha = aspect / (1 - iou + aspect + 1e-6)
-    return alpha * 8 / math.pi**2 * angle * size.flip(1) * size.new_tensor((1.0, -1.0))
+    return alpha * 8 / math.pi**2 * angle * torch.cat((size[:, 1:], -size[:, :1]), 1)
 
 
 def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
     """(..., 4) cxcywh -> xyxy"""
-    return box_convert(boxes, "cxcywh", "xyxy")
+    half = boxes[..., 2:] / 2
+    return torch.cat((boxes[..., :2] - half, boxes[..., :2] + half), -1)
+
+
+def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
+    """(..., 4) xyxy -> cxcywh"""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return torch.cat(((low + high) / 2, high - low), -1)
+
+
+def xyxy_to_xywh(boxes: Tensor) -> Tensor:
+    """(..., 4) xyxy -> x, y of the upper left corner, w, h"""
+    return torch.cat((boxes[..., :2], boxes[..., 2:] - boxes[..., :2]), -1)
 
 
 def nms(
@@ -125,11 +147,13 @@ def _greedy(boxes: Tensor, labels: Tensor, candidates: Tensor, thresh: float, ki
     "Stays unless a better one that stays overlaps it" has one solution; repeating it from any start reaches it after
     as many rounds as the longest chain of suppressions, a few in practice.
     """
-    overlap = box_iou(boxes[:, None], boxes[None], kind, exponent) > thresh
-    suppresses = (overlap & (labels[:, None] == labels[None])).triu(1)  # (n, n): row suppresses column
+    better, worse = (labels[:, None] == labels).triu(1).nonzero(as_tuple=True)  # pairs that can meet
+    overlap = box_iou(boxes[better], boxes[worse], kind, exponent) > thresh
+    better, worse = better[overlap], worse[overlap]
     keep = candidates
     while True:
-        following = candidates & ~(suppresses & keep[:, None]).any(0)
+        following = candidates.clone()
+        following[worse[keep[better]]] = False
         if torch.equal(following, keep):
             return keep
         keep = following

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision.ops import box_convert
 
+from yolov4.boxes import cxcywh_to_xyxy, xyxy_to_xywh
 from yolov4.files import read_text
 from yolov4.result import Record, Settings
 
@@ -85,7 +85,7 @@ def labelled_truths(records: Sequence[Record], names: Sequence[str]) -> CocoTrut
     annotations = []
     for number, record in zip(image_ids, records, strict=True):
         sizes = torch.tensor(record.image_size * 2)
-        boxes = box_convert(record.labels[:, 1:].double(), "cxcywh", "xywh") * sizes
+        boxes = xyxy_to_xywh(cxcywh_to_xyxy(record.labels[:, 1:].double())) * sizes
         for label, box in zip(record.labels[:, 0].long().tolist(), boxes.tolist(), strict=True):
             annotations.append({"image_id": number, "category_id": category_ids[label], "bbox": box})
     categories = [{"id": number, "name": name} for number, name in zip(category_ids, names, strict=True)]
@@ -146,7 +146,7 @@ def detection_entries(records: Sequence[Record], truths: CocoTruths) -> list[dic
     sizes = torch.tensor([record.image_size * 2 for record in records], dtype=torch.float64).reshape(-1, 4)
     boxes, scores, labels = (torch.cat(parts) for parts in zip(*(each.detections for each in records), strict=True))
     boxes = boxes.double().clamp(min=0).minimum(sizes.repeat_interleave(torch.tensor(counts).long(), 0))
-    boxes = box_convert(boxes, "xyxy", "xywh").numpy().round(3).tolist()
+    boxes = xyxy_to_xywh(boxes).numpy().round(3).tolist()
     scores = scores.double().numpy().round(6).tolist()
     images = [number for number, count in zip(truths.image_ids, counts, strict=True) for _ in range(count)]
     categories = [truths.category_ids[label] for label in labels.tolist()]

@@ -2,6 +2,7 @@
 Source: Darknet's src/yolo_layer.c, get_yolo_box, get_yolo_detections, correct_yolo_boxes; gaussian_yolo_layer.c."""
 
 from collections.abc import Sequence
+from types import EllipsisType
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from yolov4.boxes import cxcywh_to_xyxy, nms
 from yolov4.sections import GaussianHead, Head
+from yolov4.transfer import sent
+
+Places = tuple[Tensor, ...] | EllipsisType  # image, anchor, row, column, (n,) each; or everywhere
 
 
 class Decoded(NamedTuple):
@@ -51,34 +55,55 @@ class Candidates(NamedTuple):
     labels: Tensor  # (n,) int64
 
 
+class Predictions:
+    """One head's predictions in float32: boxes and objectness, and the classes, by far the most, where they are asked
+    for.
+
+    logits (B, A * (5 + C), h, w), before the logistic, of any float type.
+    """
+
+    def __init__(self, logits: Tensor, head: Head):
+        self.head, device = head, logits.device
+        self.values = head_values(logits, head)  # (B, A, h, w, 5 + C)
+        h, w = logits.shape[2:]
+        grid = torch.tensor((w, h), dtype=torch.float32)
+        self.grid = sent(grid, device)
+        self.anchors = sent(torch.tensor(head.anchors) / (grid * head.stride), device)  # (A, 2) relative
+        columns, rows = torch.arange(w, device=device), torch.arange(h, device=device)
+        cells = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)  # (h, w, 2)
+        self.boxes = _boxes(box_outputs(self.values, head), cells, self.anchors[:, None, None], self.grid, head)
+        if isinstance(head, GaussianHead):
+            self.boxes = torch.cat((self.boxes[..., :2] - head.shift * self.boxes[..., 2:], self.boxes[..., 2:]), -1)
+        self.objectness = self.values[..., head.box_values].float().sigmoid()  # (B, A, h, w)
+
+    def at(self, places: Places = ...) -> Decoded | GaussianDecoded:
+        """Those in some places (n,), or all (B, A, h, w)."""
+        decoded = Decoded(self.boxes[places], self.objectness[places], self.classes(places))
+        return GaussianDecoded(*decoded, self.sigmas(places)) if isinstance(self.head, GaussianHead) else decoded
+
+    def classes(self, places: Places) -> Tensor:
+        """(..., C) probabilities"""
+        return self.values[..., self.head.box_values + 1 :][places].float().sigmoid()
+
+    def sigmas(self, places: Places) -> Tensor:
+        """(..., 4) uncertainties of x, y, w, h, of a [Gaussian_yolo]"""
+        return self.values[..., 1:8:2][places].float().sigmoid()
+
+    def most_probable(self) -> Tensor:
+        """The probability of the likeliest class, (B, A, h, w)."""
+        return self.values[..., self.head.box_values + 1 :].amax(-1).float().sigmoid()
+
+
 def head_values(logits: Tensor, head: Head) -> Tensor:
-    """logits (B, A * (5 + C), h, w) -> the same by anchor and cell, float32 (B, A, h, w, 5 + C); of a [Gaussian_yolo]
+    """logits (B, A * (5 + C), h, w) -> a view of them by anchor and cell (B, A, h, w, 5 + C); of a [Gaussian_yolo]
     9 + C: x, y, w, h are each followed by its uncertainty."""
-    values = logits.float().unflatten(1, (len(head.anchors), head.box_values + 1 + head.classes))
+    values = logits.unflatten(1, (len(head.anchors), head.box_values + 1 + head.classes))
     return values.permute(0, 1, 3, 4, 2)
-
-
-def head_outputs(logits: Tensor, head: Head) -> Tensor:
-    """logits (B, A * (5 + C), h, w) -> what Darknet's layer holds, float32 (B, A, h, w, 5 + C): x, y in cells from
-    the cell's corner; w, h as logits, or after the logistic with new_coords; probabilities.  No uncertainties."""
-    values = head_values(logits, head)
-    box = values[..., :8:2] if isinstance(head, GaussianHead) else values[..., :4]
-    return torch.cat((_box_outputs(box, head), values[..., head.box_values :].sigmoid()), -1)
 
 
 def decode(logits: Tensor, head: Head) -> Decoded | GaussianDecoded:
     """logits (B, A * (5 + C), h, w), before the logistic, of any float type -> Decoded in float32."""
-    held = head_outputs(logits, head)  # (B, A, h, w, 5 + C)
-    h, w = logits.shape[2:]
-    columns, rows = torch.arange(w, device=held.device), torch.arange(h, device=held.device)
-    cells = torch.stack(torch.meshgrid(columns, rows, indexing="xy"), -1)  # (h, w, 2)
-    anchors = held.new_tensor(head.anchors)[:, None, None]  # (A, 1, 1, 2)
-    boxes = _boxes(held[..., :4], cells, anchors, (w, h), head)
-    if not isinstance(head, GaussianHead):
-        return Decoded(boxes, held[..., 4], held[..., 5:])
-    sigmas = head_values(logits, head)[..., 1:8:2].sigmoid()
-    boxes = torch.cat((boxes[..., :2] - head.shift * boxes[..., 2:], boxes[..., 2:]), -1)
-    return GaussianDecoded(boxes, held[..., 4], held[..., 5:], sigmas)
+    return Predictions(logits, head).at()
 
 
 def decode_places(values: Tensor, places: tuple[Tensor, ...], grid: tuple[int, int], head: Head) -> Tensor:
@@ -87,21 +112,23 @@ def decode_places(values: Tensor, places: tuple[Tensor, ...], grid: tuple[int, i
     values (n, 4+): logits of the box in front; places: image, anchor, row, column, (n,) each; grid (columns, rows).
     """
     _, anchor, row, column = places
-    anchors = values.new_tensor(head.anchors)[anchor]
-    return _boxes(_box_outputs(values[:, :4], head), torch.stack((column, row), 1), anchors, grid, head)
+    size = torch.tensor(grid, dtype=torch.float32)
+    anchors = sent(torch.tensor(head.anchors) / (size * head.stride), values.device)[anchor]
+    return _boxes(box_outputs(values, head), torch.stack((column, row), 1), anchors, sent(size, values.device), head)
 
 
-def _box_outputs(values: Tensor, head: Head) -> Tensor:
-    """(..., 4) logits -> x, y in cells from the cell's corner, w, h as the head has them"""
-    offsets = values[..., :2].sigmoid() * head.scale_x_y - (head.scale_x_y - 1) / 2
-    return torch.cat((offsets, values[..., 2:].sigmoid() if head.new_coords else values[..., 2:]), -1)
+def box_outputs(values: Tensor, head: Head) -> Tensor:
+    """(..., 4+) logits as `head_values` -> what Darknet's layer holds, float32 (..., 4), without uncertainties: x, y in
+    cells from the cell's corner; w, h as logits, or after the logistic with new_coords."""
+    box = values[..., : head.box_values : head.box_values // 4].float()
+    offsets = box[..., :2].sigmoid() * head.scale_x_y - (head.scale_x_y - 1) / 2
+    return torch.cat((offsets, box[..., 2:].sigmoid() if head.new_coords else box[..., 2:]), -1)
 
 
-def _boxes(held: Tensor, cells: Tensor, anchors: Tensor, grid: tuple[int, int], head: Head) -> Tensor:
-    """(..., 4) of `_box_outputs`, cells (..., 2) column, row, anchors (..., 2) in pixels -> cxcywh relative (..., 4)"""
-    grid = held.new_tensor(grid)
+def _boxes(held: Tensor, cells: Tensor, anchors: Tensor, grid: Tensor, head: Head) -> Tensor:
+    """(..., 4) of `box_outputs`, cells (..., 2) column, row, anchors (..., 2) relative -> cxcywh relative (..., 4)"""
     sizes = (2 * held[..., 2:]).square() if head.new_coords else held[..., 2:].exp()  # in anchors
-    return torch.cat(((held[..., :2] + cells) / grid, sizes * (anchors / (grid * head.stride))), -1)
+    return torch.cat(((held[..., :2] + cells) / grid, sizes * anchors), -1)
 
 
 def detections_from_logits(
@@ -120,7 +147,7 @@ def detections_from_logits(
     suppression out.
     """
     network_size = (logits[0].shape[3] * heads[0].stride, logits[0].shape[2] * heads[0].stride)
-    found = [_candidates(decode(each, head), thresh) for each, head in zip(logits, heads, strict=True)]
+    found = [_candidates(Predictions(each, head), thresh) for each, head in zip(logits, heads, strict=True)]
     candidates = Candidates(*map(torch.cat, zip(*found, strict=True)))
     sizes = [image_size] * len(logits[0]) if isinstance(image_size[0], int) else image_size
     return detections_from_candidates(candidates, heads[-1], sizes, network_size, nms_thresh, letter_box)
@@ -151,20 +178,21 @@ def detections_from_candidates(
     return detections
 
 
-def class_scores(decoded: Decoded | GaussianDecoded, places=...) -> Tensor:
-    """Objectness * probability, of a [Gaussian_yolo] times 1 - mean uncertainty; (..., C), of all places or of some."""
-    scores = decoded.objectness[places][..., None] * decoded.classes[places]
+def class_scores(decoded: Decoded | GaussianDecoded) -> Tensor:
+    """Objectness * probability, of a [Gaussian_yolo] times 1 - mean uncertainty; (..., C)."""
+    scores = decoded.objectness[..., None] * decoded.classes
     if isinstance(decoded, GaussianDecoded):
-        scores = scores * (1 - decoded.sigmas[places].mean(-1, keepdim=True))
+        scores = scores * (1 - decoded.sigmas.mean(-1, keepdim=True))
     return scores
 
 
-def _candidates(decoded: Decoded | GaussianDecoded, thresh: float) -> Candidates:
+def _candidates(predictions: Predictions, thresh: float) -> Candidates:
     """All classes above thresh of one head's predictions."""
-    places = (decoded.objectness > thresh).nonzero(as_tuple=True)  # image, anchor, row, column
-    scores = class_scores(decoded, places)  # (m, C)
+    places = (predictions.objectness > thresh).nonzero(as_tuple=True)  # image, anchor, row, column
+    decoded = predictions.at(places)
+    scores = class_scores(decoded)  # (m, C)
     rows, labels = (scores > thresh).nonzero(as_tuple=True)
-    return Candidates(places[0][rows], decoded.boxes[places][rows], scores[rows, labels], labels)
+    return Candidates(places[0][rows], decoded.boxes[rows], scores[rows, labels], labels)
 
 
 def fitted_size(image_size: tuple[int, int], network_size: tuple[int, int]) -> tuple[int, int]:

@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torchvision.ops import box_convert
 from tqdm import tqdm
 
-from yolov4.boxes import nms
+from yolov4.boxes import nms, xyxy_to_cxcywh
 from yolov4.data import label_path, read_image_list, read_labels
 from yolov4.decoding import Detections
 from yolov4.metrics import Evaluator
@@ -77,7 +76,7 @@ def suppress(candidates: Detections, image_size: tuple[int, int], head: Head, nm
     Darknet sorts its predictions by each class in turn, so in the end by the last class, equals by the last but one,
     and so on; of two detections on one truth the first in that list is its TP.
     """
-    boxes = box_convert(candidates.boxes, "xyxy", "cxcywh") / candidates.boxes.new_tensor((*image_size, *image_size))
+    boxes = xyxy_to_cxcywh(candidates.boxes) / candidates.boxes.new_tensor((*image_size, *image_size))
     kept = torch.arange(len(boxes))
     if nms_thresh:
         kept = nms(boxes, candidates.scores, candidates.labels, nms_thresh, head.nms_kind, head.beta_nms)

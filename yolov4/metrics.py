@@ -6,9 +6,8 @@ from functools import cached_property
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import box_convert
 
-from yolov4.boxes import box_iou
+from yolov4.boxes import box_iou, xyxy_to_cxcywh
 from yolov4.decoding import Detections
 from yolov4.result import Record, Result, Settings
 
@@ -39,9 +38,7 @@ class Evaluator:
         of them counts as TP.  labels, difficult: (n, 5) class, cx, cy, w, h, relative.  path: the image's Path,
         for its record.  Raises ValueError for a class >= classes.
         """
-        boxes = box_convert(detections.boxes, "xyxy", "cxcywh") / detections.boxes.new_tensor(
-            (*image_size, *image_size)
-        )
+        boxes = xyxy_to_cxcywh(detections.boxes) / detections.boxes.new_tensor((*image_size, *image_size))
         self._detections.append((boxes, self._groups(detections.labels), detections.scores))
         self._truths.append((labels[:, 1:], self._groups(labels[:, 0].long())))
         if difficult is not None:

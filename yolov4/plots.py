@@ -9,8 +9,6 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 
 from yolov4.decoding import Detections
 
@@ -78,6 +76,10 @@ def training_chart(results: str | Path | Sequence[dict], path: str | Path, name:
     terms = [
         key for key in results[0] if key.startswith(("class_loss_", "iou_loss_")) and len(_column(results, key)[0])
     ]
+    # not above: it takes half a second to import, and detect.py draws no chart
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure((10, 9.5 if terms else 7), layout="constrained")
     FigureCanvasAgg(figure)
     top, *middle, bottom = figure.subplots(2 + bool(terms), 1, sharex=True, height_ratios=(5, *[3] * bool(terms), 1))

@@ -155,7 +155,9 @@ class Detector:
     def _read_ahead(
         self, sources: Iterable[Source], ahead: int, on_error
     ) -> Iterator[tuple[Source, np.ndarray, Tensor]]:
-        pool, pending, sources = ThreadPoolExecutor(WORKERS), deque(), iter(sources)
+        # each of these threads works alone: with a team for every resize they would take the cores from the network
+        pool = ThreadPoolExecutor(WORKERS, initializer=torch.set_num_threads, initargs=(1,))
+        pending, sources = deque(), iter(sources)
         try:
             while True:
                 for source in islice(sources, ahead + 1 - len(pending)):
@@ -178,7 +180,8 @@ class Detector:
     def _predict(self, group: list[tuple[Source, np.ndarray, Tensor]], thresh: float, nms_thresh: float):
         sources, images, pixels = zip(*group, strict=True)
         start = time.perf_counter()
-        batch = torch.stack(pixels).to(self.device, memory_format=torch.channels_last)
+        # by the order in memory that they have, which is the network's too
+        batch = torch.stack([each.permute(1, 2, 0) for each in pixels]).permute(0, 3, 1, 2).to(self.device)
         sizes = [image.shape[1::-1] for image in images]
         if isinstance(self.model, OnnxNetwork):
             found = self.model.detections(batch, sizes, thresh, nms_thresh, self.letter_box)

@@ -7,22 +7,22 @@ import torch
 from torch import Tensor
 
 from yolov4.boxes import iou_gradient
-from yolov4.decoding import Decoded
+from yolov4.decoding import Places, Predictions
 from yolov4.sections import GaussianHead, Head
 
 SIGMA = 0.3  # that Darknet adds to an uncertainty where it stands alone
 
 
-def box_deltas(decoded: Decoded, places: tuple[Tensor, ...], truths: Tensor, head: Head, multipliers: Tensor) -> Tensor:
-    """Minus the gradient of the box values in n places towards their truths, (n, 4) or with uncertainties (n, 8).
+def box_deltas(predictions: Predictions, places: Places, truths: Tensor, multipliers: Tensor) -> Tensor:
+    """Minus the gradient of the box values in n places towards their truths, (n, 4), or (n, 8) in the order of the
+    logits: each followed by its uncertainty.
 
-    places: image, anchor, row, column, (n,) each; truths (n, 4) cxcywh; multipliers (n, 1) of the truths' classes.
+    places: image, anchor, row, column, (n,) each; truths (n, 4) cxcywh; multipliers (n,) of the truths' classes.
     """
-    boxes, grid = decoded.boxes[places], decoded.boxes.new_tensor(decoded.objectness.shape[:1:-1])  # columns, rows
-    anchors = boxes.new_tensor(head.anchors)[places[1]] / (grid * head.stride)
-    weight = head.iou_normalizer * multipliers
+    head, grid, anchors = predictions.head, predictions.grid, predictions.anchors[places[1]]
+    boxes, weight = predictions.boxes[places], head.iou_normalizer * multipliers[:, None]
     if isinstance(head, GaussianHead):
-        sigmas = decoded.sigmas[places]
+        sigmas = predictions.sigmas(places)
         return _finite(_gaussian_deltas(boxes, sigmas, truths, anchors, grid, head, weight), head.max_delta)
     if head.iou_loss == "mse":
         return _finite(_differences(boxes, truths, anchors, grid, head.new_coords) * _small_more(truths) * weight)
@@ -58,7 +58,8 @@ def _small_more(truths: Tensor) -> Tensor:
 def _gaussian_deltas(
     boxes: Tensor, sigmas: Tensor, truths: Tensor, anchors: Tensor, grid: Tensor, head: GaussianHead, weight: Tensor
 ) -> Tensor:
-    """Of x, y, w, h, then of their uncertainties (n, 8).  Where the loss is an IoU, only the latter are Gaussian."""
+    """Of x, y, w, h, each followed by that of its uncertainty (n, 8).  Where the loss is an IoU, only the latter are
+    Gaussian."""
     points = [torch.cat((b[:, :2] + head.shift * b[:, 2:], b[:, 2:]), 1) for b in (boxes, truths)]
     away = _differences(*points, anchors, grid)
     deviations = away / sigmas
@@ -71,4 +72,4 @@ def _gaussian_deltas(
         deltas = _iou_deltas(boxes, truths, anchors, head)
         deltas[:, :2] += head.shift * gradient[:, 2:]
     uncertain = pull * (deviations.square() / sigmas - 1 / (sigmas + SIGMA))
-    return torch.cat((deltas * weight, uncertain * head.uc_normalizer), 1)
+    return torch.stack((deltas * weight, uncertain * head.uc_normalizer), 2).flatten(1)

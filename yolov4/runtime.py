@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from torchvision.ops import box_convert
 
+from yolov4.boxes import xyxy_to_cxcywh
 from yolov4.cfg import parse_cfg
 from yolov4.decoding import Candidates, Detections, detections_from_candidates
 from yolov4.plan import find_heads, plan_layers
@@ -70,7 +70,7 @@ class OnnxNetwork:
             boxes, scores, labels, numbers = self(images)
             found = [values[scores > thresh] for values in (numbers, boxes, scores, labels)]
             nms_thresh = 0
-        found[1] = box_convert(found[1], "xyxy", "cxcywh")
+        found[1] = xyxy_to_cxcywh(found[1])
         size = (self.net.width, self.net.height)
         return detections_from_candidates(Candidates(*found), self.heads[-1], image_sizes, size, nms_thresh, letter_box)
 

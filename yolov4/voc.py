@@ -10,8 +10,8 @@ from xml.etree import ElementTree
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.ops import box_convert
 
+from yolov4.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from yolov4.metrics import average_precision, best_overlaps, first_finds, rank_by_class
 from yolov4.result import Record, Settings
 
@@ -166,7 +166,7 @@ def _known(rows: list[tuple[str, bool, list[float]]], indices: dict[str, int]) -
 
 def _labelled(record: Record) -> Truths:
     rows = torch.cat((record.labels, record.difficult)).double()
-    boxes = box_convert(rows[:, 1:], "cxcywh", "xyxy") * torch.tensor(record.image_size * 2)
+    boxes = cxcywh_to_xyxy(rows[:, 1:]) * torch.tensor(record.image_size * 2)
     difficult = torch.arange(len(rows)) >= len(record.labels)
     return Truths(boxes + 1, rows[:, 0].long(), difficult)  # + 1: voc_label counts from 0, the devkit from 1
 
@@ -177,7 +177,7 @@ def _join(parts: list[tuple[Tensor, ...]], classes: int) -> tuple[Tensor, Tensor
     nothing = torch.zeros(0, 4, dtype=torch.float64), torch.zeros(0, dtype=torch.long), torch.zeros(0)
     boxes, labels, last = (torch.cat(columns) for columns in zip(nothing, *parts, strict=True))
     groups = torch.cat((nothing[1], *(number * classes + part[1] for number, part in enumerate(parts))))
-    boxes = box_convert(boxes + boxes.new_tensor((0, 0, 1, 1)), "xyxy", "cxcywh")
+    boxes = xyxy_to_cxcywh(boxes + boxes.new_tensor((0, 0, 1, 1)))
     return boxes, groups, labels, last
 
 

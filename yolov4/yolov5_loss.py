@@ -6,14 +6,14 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
-from torchvision.ops import complete_box_iou_loss
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from yolov4.assign import Positives, flat_places
-from yolov4.boxes import box_iou, cxcywh_to_xyxy
+from yolov4.boxes import box_iou
 from yolov4.decoding import decode_places, head_values
 from yolov4.loss import HeadTerms, LossTerms, some_heads
 from yolov4.sections import Head, Net
+from yolov4.transfer import sent
 
 MAX_RATIO = 4  # of a side of a truth to that of an anchor, and the other way round: (2 sigmoid)^2 reaches no further
 NOMINAL_BATCH = 64  # the rates of these recipes are for the summed gradient of so many images, however many there are
@@ -23,7 +23,8 @@ class Yolov5Loss:
     """loss(logits, targets) -> LossTerms, as DarknetLoss; the value is per image, the gradient that of 64 images.
 
     logits: one a head, (B, A * (5 + C), h, w), of any float type; computed in float32.
-    targets: (T, 6) image index, class, cx, cy, w, h, relative; any number; impossible classes are passed over.
+    targets: (T, 6) image index, class, cx, cy, w, h, relative; any number; impossible classes are passed over; on the
+    host, as for DarknetLoss.
     Gains are the heads' iou_normalizer, obj_normalizer, cls_normalizer (see recipe.py), smoothing label_smooth_eps;
     the other keys of Darknet's loss have no effect.
     """
@@ -32,7 +33,7 @@ class Yolov5Loss:
         self.heads = some_heads(heads)
 
     def __call__(self, logits: Sequence[Tensor], targets: Tensor) -> LossTerms:
-        targets = targets.to(logits[0].device, torch.float32)
+        targets = targets.to("cpu", torch.float32)
         with torch.autocast(logits[0].device.type, enabled=False):
             found = [_head_loss(each, head, targets) for each, head in zip(logits, self.heads, strict=True)]
         loss = sum(loss for loss, _ in found)
@@ -75,24 +76,25 @@ def _head_loss(logits: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Hea
     targets = targets[(targets[:, 1] >= 0) & (targets[:, 1] < head.classes)]
     h, w = logits.shape[2:]
     values = head_values(logits, head)  # (B, A, h, w, 5 + C)
-    positives = match(head, targets, (h, w))
-    answers, count = values[positives.places], max(len(positives.classes), 1)  # (n, 5 + C)
+    positives = match(head, targets, (h, w)).to(logits.device)
+    answers, count = values[positives.places].float(), max(len(positives.classes), 1)  # (n, 5 + C)
     boxes = decode_places(answers, positives.places, (w, h), head)
     boxes = torch.cat((boxes[:, :2], boxes[:, 2:].clamp(min=1e-7)), 1)  # a side that vanished has no aspect
     # CIoU changes under unequal scaling: cells, not relative
-    cells = boxes.new_tensor((w, h, w, h))
-    away = complete_box_iou_loss(cxcywh_to_xyxy(boxes * cells), cxcywh_to_xyxy(positives.truths * cells))  # (n,)
-    objectness = values.new_zeros(values.shape[:-1])  # (B, A, h, w)
+    cells = sent(torch.tensor((w, h, w, h)), boxes.device)
+    away = 1 - box_iou(boxes * cells, positives.truths * cells, "ciou")  # (n,)
+    objectness = boxes.new_zeros(values.shape[:-1])  # (B, A, h, w)
     objectness.view(-1).scatter_reduce_(
         0, flat_places(positives.places, objectness.shape), (1 - away.detach()).clamp(min=0), "amax"
     )
     eps = head.label_smooth_eps
-    classes = one_hot(positives.classes, head.classes) * (1 - eps) + eps / 2
+    own = positives.classes[:, None] == torch.arange(head.classes, device=boxes.device)
+    classes = own * (1 - eps) + eps / 2
     box_loss = head.iou_normalizer * away.sum() / count
-    other = head.obj_normalizer * binary_cross_entropy_with_logits(values[..., 4], objectness)
+    other = head.obj_normalizer * binary_cross_entropy_with_logits(values[..., 4].float(), objectness)
     class_sum = binary_cross_entropy_with_logits(answers[:, 5:], classes, reduction="sum")
     other = other + head.cls_normalizer * class_sum / (count * head.classes)
     loss = box_loss + other
     average_iou = box_iou(boxes.detach(), positives.truths).sum() / count
-    terms = (box_loss, other, loss, average_iou, loss.new_tensor(len(positives.classes)), loss)
+    terms = (box_loss, other, loss, average_iou, loss.new_full((), len(positives.classes)), loss)
     return loss, HeadTerms(*(term.detach() for term in terms))

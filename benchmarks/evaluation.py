@@ -1,0 +1,170 @@
+#!/usr/bin/env python3
+"""Where an evaluation's time goes: the network, decoding and suppression, counting, waiting for pictures.
+The network's share is its time alone, on pictures already read, over that of all, in one run and one process."""
+
+import argparse
+import itertools
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from unittest.mock import patch
+
+import cv2
+import numpy as np
+import torch
+from common import machine, table
+
+from yolov4 import Darknet, detections_from_logits, evaluation, load_weights, predict
+from yolov4.cfg import read_cfg
+from yolov4.data import label_path, load_image, read_image_list
+from yolov4.evaluation import collect
+from yolov4.metrics import Evaluator
+from yolov4.predict import Detector, resize_image
+
+PICTURES = 64  # read beforehand for the network alone, again and again
+THRESH = 0.005  # val.py's
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Milliseconds an image of an evaluation as val.py does it, by part.")
+    parser.add_argument("--cfg", nargs="+", default=["cfg/yolov4.cfg", "cfg/yolov4-tiny.cfg"], help="default: both")
+    parser.add_argument("--weights", nargs="+", default=[], help="of the first cfgs (default: drawn ones)")
+    parser.add_argument("--images", metavar="LIST", help="photographs with labels (default: drawn ones)")
+    parser.add_argument("--count", type=int, default=1000, help="images, the list again and again (default 1000)")
+    candidates = "of drawn weights: detections of an image before suppression (default: 100 1000)"
+    parser.add_argument("--candidates", type=int, nargs="+", default=[100, 1000], help=candidates)
+    parser.add_argument("--size", type=int, default=416, help="width and height (default %(default)s)")
+    parser.add_argument("--batch", type=int, default=1, help="images at a time (default %(default)s)")
+    return parser.parse_args()
+
+
+def draw_pictures(folder: Path, count: int = 100) -> list[Path]:
+    """JPEGs of 500 x 375 with soft noise, and two labels each."""
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        noise = generator.integers(0, 256, (47, 63, 3), dtype=np.uint8)
+        path = folder / f"{number}.jpg"
+        cv2.imwrite(str(path), cv2.resize(noise, (500, 375), interpolation=cv2.INTER_CUBIC))
+        label_path(path).write_text("0 0.3 0.4 0.2 0.3\n0 0.7 0.5 0.3 0.5\n")
+    return sorted(folder.glob("*.jpg"))
+
+
+@torch.no_grad()
+def drawn_network(cfg: str, size: int, candidates: int, picture: Path) -> Darknet:
+    """Weights from a seed, the biases before its heads set so that a picture has about so many candidates."""
+    model = sized_network(cfg, size).eval()
+    pixels = resize_image(load_image(picture), (size, size))[None]
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_var"):
+            buffer.fill_(1.0)  # so that values neither vanish nor explode
+    model.set_head_biases(lambda head: torch.zeros(len(head.anchors), 5 + head.classes).flatten())
+    logits, low, high = model(pixels), -40.0, 10.0
+    for _ in range(30):
+        middle = (low + high) / 2
+        shifts = [head_shift(head, middle) for head in model.heads]
+        shifted = [each + shift[:, None, None] for each, shift in zip(logits, shifts, strict=True)]
+        found = len(detections_from_logits(shifted, model.heads, (416, 416), THRESH, 0)[0].scores)
+        low, high = (low, middle) if found > candidates else (middle, high)
+    model.set_head_biases(lambda head: head_shift(head, low))
+    return model
+
+
+def sized_network(cfg: str, size: int) -> Darknet:
+    network = read_cfg(cfg)
+    net = replace(network.net, width=size, height=size)
+    return Darknet(network._replace(net=net), torch.Generator().manual_seed(0))
+
+
+def head_shift(head, objectness: float) -> torch.Tensor:
+    """Of a head's logits: objectness, and -3 for the classes, so that few of a prediction count."""
+    shift = torch.zeros(len(head.anchors), 5 + head.classes)
+    shift[:, 4], shift[:, 5:] = objectness, -3
+    return shift.flatten()
+
+
+@contextmanager
+def timed(parts: dict[str, tuple[object, str]]) -> Iterator[Counter]:
+    """Seconds spent in functions: part -> (module or object, name of its function)."""
+    seconds, stack = Counter(), ExitStack()
+
+    def wrapped(part: str, function: Callable) -> Callable:
+        def call(*args, **kwargs):
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                seconds[part] += time.perf_counter() - start
+
+        return call
+
+    with stack:
+        for part, (owner, name) in parts.items():
+            target = getattr(owner, name)
+            stack.enter_context(patch.object(owner, name, wrapped(part, target)))
+        yield seconds
+
+
+def measure(model: Darknet, paths: list[Path], batch: int) -> tuple[str, ...]:
+    """One row: ms an image in all, of the network alone, its share, and of the parts; candidates an image."""
+    detector = Detector.from_model(model)
+    read = [detector._read(path)[1] for path in paths[:PICTURES]]
+    again = itertools.cycle(torch.stack(read[at : at + batch]) for at in range(0, len(read), batch))
+    start = time.perf_counter()
+    for path in paths[:PICTURES]:
+        detector._read(path)
+    reading = (time.perf_counter() - start) / min(PICTURES, len(paths))
+    alone, rounds = 0.0, -(-len(paths) // batch)
+
+    def network(count: int) -> float:
+        start = time.perf_counter()
+        with torch.no_grad():
+            for pixels in itertools.islice(again, count):
+                detector.model(pixels.to(memory_format=torch.channels_last))
+        return time.perf_counter() - start
+
+    network(2)
+    alone = network(rounds // 2)  # before and after, as other programs come and go
+    parts = {"network": (Darknet, "forward"), "decoding": (predict, "detections_from_logits"),
+             "suppression": (evaluation, "suppress"), "counting": (Evaluator, "add")}  # fmt: skip
+    with timed(parts) as seconds:
+        start = time.perf_counter()
+        evaluator = collect(model, paths, batch=batch, thresh=THRESH)
+        passed = time.perf_counter() - start
+        evaluator.result()
+        whole = time.perf_counter() - start
+    alone += network(rounds - rounds // 2)
+    kept = sum(len(record.detections.scores) for record in evaluator.records) / len(paths)
+    rest = passed - sum(seconds.values())
+    columns = (whole, alone, *seconds.values(), rest, whole - passed)
+    ms = [f"{value / len(paths) * 1e3:.1f}" for value in columns]
+    return (f"{kept:.0f}", *ms[:2], f"{alone / whole:.1%}", *ms[2:], f"{reading * 1e3:.1f}")
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    with tempfile.TemporaryDirectory() as folder:
+        photographs = read_image_list(arguments.images) if arguments.images else draw_pictures(Path(folder))
+        paths = list(itertools.islice(itertools.cycle(photographs), arguments.count))
+        rows = []
+        for cfg, weights in itertools.zip_longest(arguments.cfg, arguments.weights):
+            for candidates in [None] if weights else arguments.candidates:
+                if weights:
+                    model = sized_network(cfg, arguments.size)
+                    load_weights(model, weights)
+                else:
+                    model = drawn_network(cfg, arguments.size, candidates, photographs[0])
+                label = f"{Path(cfg).stem}, {'trained' if weights else f'{candidates} candidates'}"
+                rows.append((label, *measure(model, paths, arguments.batch)))
+    print(f"{len(paths)} images at {arguments.size}, batch {arguments.batch}; {machine()}")
+    print("ms an image; reading is done in threads, beside the network\n")
+    header = ("network", "detections", "in all", "network alone", "its share", "network", "decoding", "suppression",
+              "counting", "waiting, rest", "result", "reading")  # fmt: skip
+    print(table(header, rows))
+
+
+if __name__ == "__main__":
+    main()
