@@ -38,6 +38,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--every", type=positive, default=1, metavar="N", help=every)
     reconnect = "how long a camera or stream that breaks off is tried again (default %(default)s)"
     parser.add_argument("--reconnect", type=float, default=60, metavar="SECONDS", help=reconnect)
+    parser.add_argument("--compile", action="store_true", help="by torch.compile: a minute more before the first image")
     parser.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the best there is)")
     parser.add_argument("--out", default="runs/detect", help="folder for the pictures (default %(default)s)")
     parser.add_argument("--save-txt", action="store_true", help="OUT/labels/NAME.txt: class cx cy w h, for training")
@@ -67,13 +68,17 @@ def main() -> None:
         for variable, quiet in (("OPENCV_LOG_LEVEL", "SILENT"), ("OPENCV_FFMPEG_LOGLEVEL", "-8")):
             os.environ.setdefault(variable, quiet)  # bad files have a line of our own
         # after the checks: torch takes seconds to import
+        from yolov4.memory import keep_freed_memory
         from yolov4.output import Output
         from yolov4.predict import Detector
         from yolov4.session import Session
         from yolov4.sources import expand
 
         sources = [path for source in sources for path in expand(source)]
-        detector = Detector(files.cfg, files.weights, files.names, arguments.device, arguments.letter_box)
+        keep_freed_memory()
+        detector = Detector(
+            files.cfg, files.weights, files.names, arguments.device, arguments.letter_box, arguments.compile
+        )
         output = Output(arguments.out, detector.names, sources, arguments.save_txt, arguments.json)
         session = Session(arguments, detector, output)
         try:

@@ -22,6 +22,7 @@ MADE_BY = {  # lists that a .data file of the project names
     "cfg/coco.data": "`python data/coco/coco_label.py COCO` makes it of a folder with annotations, train2017, val2017",
     "cfg/shapes.data": "`python data/shapes/make_shapes.py` draws it and says what comes next",
 }
+OF_THE_MACHINE = ("device", "workers", "cache")  # settings that a run may go on with other values of
 POLICIES = get_args(get_type_hints(Net)["policy"])
 
 
@@ -35,7 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args(recipe_flags(parser) + sys.argv[1:])
     if arguments.resume is not None:
         changed = [key for key, value in vars(arguments).items() if value != parser.get_default(key)]
-        if wrong := sorted(set(changed) - {"resume", "runs", "name", "device", "workers", "cache"}):
+        if wrong := sorted(set(changed) - {"resume", "runs", "name", *OF_THE_MACHINE}):
             parser.error(f"--resume goes on as the run was started, expected no --{wrong[0].replace('_', '-')} with it")
     return arguments
 
@@ -133,18 +134,16 @@ def main() -> None:
     with one_line_errors("train.py"):
         if arguments.resume is not None:
             folder = run_folder(arguments.runs, arguments.resume or arguments.name)
-            given = {
-                key: getattr(arguments, key)
-                for key in ("device", "workers", "cache")
-                if getattr(arguments, key) is not None
-            }
+            given = {key: value for key in OF_THE_MACHINE if (value := getattr(arguments, key)) is not None}
             settings = Settings(**run_settings(folder) | given)
         else:
             settings = prepared(arguments)
             folder = new_run_folder(arguments.runs, arguments.name or Path(settings.recipe or settings.cfg).stem)
+        from yolov4.memory import keep_freed_memory
         from yolov4.training import Training  # after the checks: torch takes seconds to import
         from yolov4.updates import NonFiniteLoss
 
+        keep_freed_memory()
         try:
             training = Training(settings, folder, resume=arguments.resume is not None)
             training.run()

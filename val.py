@@ -35,6 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--coco-json", metavar="FILE", help="COCO's truths (default: those of the label files)")
     parser.add_argument("--coco-results", metavar="FILE", help="write the detections there, for COCO's server")
     parser.add_argument("--batch", type=int, help="images at a time (default: 8 on a GPU, else 1)")
+    parser.add_argument("--compile", action="store_true", help="by torch.compile: a minute more before the first image")
     parser.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the best there is)")
     parser.add_argument(
         "--letter-box",
@@ -77,16 +78,17 @@ def main() -> None:
         print(f"{files}; images {images}", flush=True)
         # after the checks: torch takes seconds to import
         from yolov4.evaluation import collect
+        from yolov4.memory import keep_freed_memory
         from yolov4.predict import Detector
         from yolov4.protocols import check, measure, to_json
 
         warnings.showwarning = lambda message, *_: print(f"val.py: {message}", file=sys.stderr)
         check(arguments.protocols, arguments.coco_json)
-        detector = Detector(files.cfg, files.weights, names or files.names, arguments.device, arguments.letter_box)
-        evaluator = collect(
-            detector.model, images, difficult=difficult, batch=arguments.batch, letter_box=detector.letter_box,
-            progress=True,
-        )  # fmt: skip
+        keep_freed_memory()
+        detector = Detector(
+            files.cfg, files.weights, names or files.names, arguments.device, arguments.letter_box, arguments.compile
+        )
+        evaluator = collect(detector, images, difficult=difficult, batch=arguments.batch, progress=True)
         results = measure(
             evaluator, detector.names, arguments.protocols, iou_thresh=arguments.iou_thresh, points=arguments.points,
             coco_json=arguments.coco_json, coco_results=arguments.coco_results,

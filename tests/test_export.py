@@ -14,6 +14,7 @@ from torchvision.ops import batched_nms
 
 from yolov4 import Darknet, Detector, decode
 from yolov4.cfg import parse_cfg
+from yolov4.checkpoint import load_network
 from yolov4.weights import save_weights
 
 onnx = pytest.importorskip("onnx")
@@ -260,16 +261,17 @@ def test_other_scripts_and_settings_refuse_the_file(files, root):
     done = subprocess.run([sys.executable, root / "val.py", "--images", "x", "--weights", files["plain"]],
                           check=False, capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 1 and "expected .weights or .pt" in done.stderr and done.stderr.count("\n") == 1
-    for options in ({"cfg": files["cfg"]}, {"device": "cuda"}):
-        with pytest.raises(ValueError, match="expected no other cfg or device"):
+    for options in ({"cfg": files["cfg"]}, {"device": "cuda"}, {"compiled": True}):
+        with pytest.raises(ValueError, match="expected no other cfg, device, compiler"):
             Detector(weights=files["plain"], **options)
 
 
 @pytest.mark.parametrize("name", ["yolov3-tiny/yolov3-tiny", "yolov4-tiny-apple/yolov4-tiny-apple"])
 def test_real_pictures_as_without_onnx(shared, tmp_path, name):
     weights = shared / "models" / f"{name}.weights"
-    original = Detector(next(weights.parent.glob("*.cfg")), weights)
-    export.export_onnx(original.model, tmp_path / "x.onnx", original.names)
+    model, names = load_network(weights, next(weights.parent.glob("*.cfg")))
+    original = Detector.from_model(model, names)
+    export.export_onnx(model, tmp_path / "x.onnx", names)
     exported = Detector(weights=tmp_path / "x.onnx")
     for picture in ("dog.jpg", "person.jpg", "applemosaic.png"):
         path = photograph(shared, picture)

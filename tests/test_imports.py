@@ -74,7 +74,7 @@ MAY_IMPORT = {
     "verify": ["decoding", "model", "weights"],
     "runtime": ["cfg", "plan", "boxes", "decoding"],
     "export": ["boxes", "cfg", "decoding", "files", "model", "runtime", "verify"],
-    "predict": ["cfg", "data", "decoding", "model", "checkpoint", "runs", "runtime"],
+    "predict": ["cfg", "data", "decoding", "model", "inference", "checkpoint", "runs", "runtime"],
     "evaluation": ["sections", "boxes", "decoding", "data", "metrics", "result", "model", "predict"],
     "distributed": ["staged"],
     "updates": ["sections", "schedule", "staged", "layers", "loss", "yolov5_loss", "adversarial", "model",

@@ -31,7 +31,7 @@ def evaluate(model: Darknet, images: Images, iou_thresh: float = 0.5, points: in
 
 
 def collect(
-    model: Darknet,
+    model: Darknet | Detector,
     images: Images,
     *,
     difficult: Images | None = None,
@@ -44,6 +44,7 @@ def collect(
 ) -> Evaluator:
     """Detects on all images once; `.result(iou_thresh, points)` of what it returns counts, as often as wanted.
 
+    model: stays as it is; a Detector has its own device and letter box.
     images: a list file or paths; labels where `data.label_path` says, an image without is a negative one.
     difficult: a list (or paths) as long as images, whose labels are the difficult objects.  device: None is the
     model's.  letter_box: None is the cfg's.  progress: a bar, on a terminal.  Raises ValueError for a list without any
@@ -56,7 +57,8 @@ def collect(
         raise ValueError(f"{_name(images)}: found 0 boxes in {len(paths)} images, expected labels as in {first}")
     _warn_of_missing(paths)
     difficult_truths = _difficult_truths(difficult, len(paths), head.classes)
-    detector = Detector.from_model(model, device=device, letter_box=letter_box)
+    own = isinstance(model, Detector)
+    detector = model if own else Detector.from_model(model, device=device, letter_box=letter_box)
     size = (model.net.width, model.net.height)
     settings = Settings(size=size, letter_box=detector.letter_box, thresh=thresh, nms_thresh=nms_thresh,
                         difficult=difficult is not None)  # fmt: skip

@@ -21,6 +21,7 @@ from yolov4.cfg import names_of_classes
 from yolov4.checkpoint import load_network
 from yolov4.data import load_image
 from yolov4.decoding import Detections, detections_from_logits, fitted_size
+from yolov4.inference import for_inference
 from yolov4.model import Darknet
 from yolov4.runs import is_onnx
 from yolov4.runtime import OnnxNetwork
@@ -78,18 +79,22 @@ class Detector:
 
     cfg may be None where weights is a .pt checkpoint, and has to be for an .onnx by export.py, which ONNX Runtime runs
     on the CPU.  names: a list, a .names file, or None for those in the weights, else class numbers.  letter_box: None
-    takes the cfg's.  Raises ValueError for what does not fit.
+    takes the cfg's.  compiled: by torch.compile, see `for_inference`.  Raises ValueError for what does not fit.
     """
 
-    def __init__(self, cfg=None, weights=None, names=None, device=None, letter_box: bool | None = None):
+    def __init__(
+        self, cfg=None, weights=None, names=None, device=None, letter_box: bool | None = None, compiled: bool = False
+    ):
         if is_onnx(weights):
-            if cfg is not None or device not in (None, "cpu"):
-                raise ValueError(f"{weights}: holds its cfg and runs on the CPU, expected no other cfg or device")
+            if cfg is not None or device not in (None, "cpu") or compiled:
+                raise ValueError(
+                    f"{weights}: holds its cfg and runs on the CPU, expected no other cfg, device, compiler"
+                )
             model, device = OnnxNetwork(weights), "cpu"
             found = model.names
         else:
             model, found = load_network(weights, cfg)
-        self._prepare_model(model, found if names is None else names, choose_device(device), letter_box)
+        self._prepare_model(model, found if names is None else names, choose_device(device), letter_box, compiled)
 
     @classmethod
     def from_model(cls, model: Darknet, names=None, device=None, letter_box: bool | None = None) -> "Detector":
@@ -136,14 +141,12 @@ class Detector:
             prepared.close()
 
     def _prepare_model(
-        self, model: Darknet | OnnxNetwork, names, device: torch.device, letter_box: bool | None
+        self, model: Darknet | OnnxNetwork, names, device: torch.device, letter_box: bool | None, compiled: bool = False
     ) -> None:
         self.device, self.net, self.heads = device, model.net, model.heads
         self.letter_box = self.net.letter_box if letter_box is None else letter_box
         self.names = names_of_classes(names, self.heads[-1].classes)
-        self.model = model
-        if isinstance(model, Darknet):
-            model.fuse().to(device, memory_format=torch.channels_last)
+        self.network = for_inference(model, device, compiled) if isinstance(model, Darknet) else model
 
     def _read(self, source: Source) -> tuple[np.ndarray, Tensor]:
         image = source if isinstance(source, np.ndarray) else load_image(source)
@@ -183,10 +186,10 @@ class Detector:
         # by the order in memory that they have, which is the network's too
         batch = torch.stack([each.permute(1, 2, 0) for each in pixels]).permute(0, 3, 1, 2).to(self.device)
         sizes = [image.shape[1::-1] for image in images]
-        if isinstance(self.model, OnnxNetwork):
-            found = self.model.detections(batch, sizes, thresh, nms_thresh, self.letter_box)
+        if isinstance(self.network, OnnxNetwork):
+            found = self.network.detections(batch, sizes, thresh, nms_thresh, self.letter_box)
         else:
-            logits = self.model(batch)
+            logits = self.network(batch)
             found = detections_from_logits(logits, self.heads, sizes, thresh, nms_thresh, self.letter_box)
         found = [Detections(*(values.cpu() for values in each)) for each in found]
         milliseconds = (time.perf_counter() - start) * 1000 / len(group)

@@ -115,7 +115,7 @@ class Updater:
         images = images.to(memory_format=torch.channels_last)
         if attack and torch.rand(()) < 0.5:
             images = self._attacked(images, attack)
-        terms = self.loss(self._logits(images), targets.to(self.device, non_blocking=True))
+        terms = self.loss(self._logits(images), targets)
         self.scaler.scale(terms.total / (self.mini_batches * self.processes.world)).backward()
         return terms
 
