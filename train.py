@@ -35,7 +35,7 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args(recipe_flags(parser) + sys.argv[1:])
     if arguments.resume is not None:
         changed = [key for key, value in vars(arguments).items() if value != parser.get_default(key)]
-        if wrong := sorted(set(changed) - {"resume", "runs", "name", "device", "workers"}):
+        if wrong := sorted(set(changed) - {"resume", "runs", "name", "device", "workers", "cache"}):
             parser.error(f"--resume goes on as the run was started, expected no --{wrong[0].replace('_', '-')} with it")
     return arguments
 
@@ -92,6 +92,8 @@ def add_running(parser: argparse.ArgumentParser) -> None:
     add("--amp", choices=("off", "bf16", "fp16"), default="off", help="mixed precision")
     add("--sync-bn", action="store_true", help="with torchrun: batch normalisation over all processes' mini-batches")
     add("--workers", type=int, help="processes that prepare images (default: a core each, 8 at most)")
+    add("--cache", type=float, metavar="GB", help="memory in which decoded images are kept for all workers (default: "
+        "none; with torchrun each process has its own)")  # fmt: skip
     add("--seed", type=int, default=0)
     add("--eval-every", type=int, metavar="N", help="iterations between evaluations, 0: only at the end (default: 4 "
         "epochs and at least 100 iterations, after burn-in, as Darknet)")  # fmt: skip
@@ -132,7 +134,9 @@ def main() -> None:
         if arguments.resume is not None:
             folder = run_folder(arguments.runs, arguments.resume or arguments.name)
             given = {
-                key: getattr(arguments, key) for key in ("device", "workers") if getattr(arguments, key) is not None
+                key: getattr(arguments, key)
+                for key in ("device", "workers", "cache")
+                if getattr(arguments, key) is not None
             }
             settings = Settings(**run_settings(folder) | given)
         else:

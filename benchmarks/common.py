@@ -11,15 +11,20 @@ from pathlib import Path
 
 import cv2
 import torch
+from torch import nn
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from yolov4 import Darknet  # noqa: E402
+from yolov4.mish import Mish  # noqa: E402
+
 SIDE = 1024  # of the matrices whose product is the machine's rate
+PRODUCT_FLOPS = 2 * SIDE**3
 
 
 def medians(calls: dict[str, Callable], repeats: int) -> dict[str, float]:
-    """Median seconds of each call.  They take turns, so that load from elsewhere is shared; the first round warms up."""
+    """Median seconds of each call.  They take turns, so that other load is shared; the first round warms up."""
     seconds = {name: [] for name in calls}
     for turn in range(repeats + 1):
         for name, call in calls.items():
@@ -31,7 +36,7 @@ def medians(calls: dict[str, Callable], repeats: int) -> dict[str, float]:
 
 
 def matrix_product() -> Callable[[], torch.Tensor]:
-    """A call to put among others: 2 * SIDE^3 floating point operations in float32."""
+    """A call to put among others, of PRODUCT_FLOPS in float32."""
     matrix = torch.rand(SIDE, SIDE)
     return lambda: matrix @ matrix
 
@@ -50,3 +55,12 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Markdown, as the README has it; numbers to the right."""
     lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
     return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)])
+
+
+def with_torchs_mish(model: Darknet) -> Darknet:
+    """The model as a plain port has it."""
+    for module in list(model.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, Mish):
+                setattr(module, name, nn.Mish())
+    return model

@@ -1,12 +1,10 @@
 #!/usr/bin/env python3
-"""Speed of one picture through a network: torch, ONNX Runtime, OpenCV's dnn, OpenVINO, side by side on this CPU.
+"""Speed of a network: torch as detect.py runs it, ONNX Runtime, OpenCV's dnn, OpenVINO, side by side on this CPU.
 Every engine gets the same cfg, weights from a seed and the same input; they take turns, so that load is shared."""
 
 import argparse
-import statistics
-import sys
+import copy
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.util import find_spec
@@ -14,22 +12,22 @@ from pathlib import Path
 
 import cv2
 import torch
+from common import PRODUCT_FLOPS, ROOT, machine, matrix_product, medians, table, with_torchs_mish
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-from yolov4 import Darknet, save_weights
+from yolov4 import Darknet, decode, save_weights
 from yolov4.cfg import format_cfg, read_cfg
-from yolov4.export import Decoding, export_onnx
+from yolov4.export import export_onnx
+from yolov4.inference import for_inference
+from yolov4.memory import keep_freed_memory
 from yolov4.runs import one_line_errors
 from yolov4.runtime import OnnxNetwork
 
-SIDE = 1024  # of the matrices whose product is the machine's rate
-
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Milliseconds a picture, network and decoding, by every engine here.")
-    parser.add_argument("--cfg", default="cfg/yolov4.cfg", help="default: %(default)s")
+    parser = argparse.ArgumentParser(description="Milliseconds a batch, network and decoding, by every engine here.")
+    parser.add_argument("--cfg", default=str(ROOT / "cfg/yolov4.cfg"), help="default: %(default)s")
     parser.add_argument("--size", type=int, default=416, help="width and height (default %(default)s)")
+    parser.add_argument("--batch", type=int, default=1, help="pictures at a time (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=20, help="rounds; their median counts (default %(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: torch's, %(default)s")
     parser.add_argument("--compile", action="store_true", help="torch.compile too, which takes a minute before")
@@ -61,12 +59,7 @@ def engines(model: Darknet, folder: Path, images: torch.Tensor, arguments) -> It
             return darknet.forward(outputs)
 
         yield "OpenCV, .weights", opencv
-    decoding = Decoding(model.fuse()).to(memory_format=torch.channels_last)
-    last = images.to(memory_format=torch.channels_last)
-    yield "torch", lambda: decoding(last)
-    if arguments.compile:
-        compiled = torch.compile(decoding)
-        yield "torch, compiled", lambda: compiled(last)
+    yield from torch_engines(model, images, arguments.compile)
     if not find_spec("onnxscript"):
         return
     export_onnx(model, exported)
@@ -82,31 +75,39 @@ def engines(model: Darknet, folder: Path, images: torch.Tensor, arguments) -> It
         yield "OpenVINO, .onnx", lambda: openvino_network(images.numpy())
 
 
+def torch_engines(model: Darknet, images: torch.Tensor, compiled: bool) -> Iterator[tuple[str, Callable]]:
+    def decoding(network: Callable, x: torch.Tensor) -> Callable:
+        return lambda: [decode(logits, head) for logits, head in zip(network(x), model.heads, strict=True)]
+
+    device, last = torch.device("cpu"), images.to(memory_format=torch.channels_last)
+    yield "torch, a plain port", decoding(with_torchs_mish(copy.deepcopy(model)), images)
+    yield "torch, as detect.py", decoding(for_inference(copy.deepcopy(model), device), last)
+    if compiled:
+        yield "torch, --compile", decoding(for_inference(copy.deepcopy(model), device, compiled), last)
+
+
 def main() -> None:
     arguments = parse_arguments()
     torch.set_num_threads(arguments.threads)
     cv2.setNumThreads(arguments.threads)
-    matrix = torch.rand(SIDE, SIDE)
+    keep_freed_memory()
     with one_line_errors("inference.py"), tempfile.TemporaryDirectory() as folder, torch.no_grad():
         model = seeded_network(arguments.cfg, arguments.size)
-        images = torch.rand(1, model.net.channels, arguments.size, arguments.size)
-        calls = {"matrix product": lambda: matrix @ matrix, **dict(engines(model, Path(folder), images, arguments))}
-        seconds = {name: [] for name in calls}
-        for turn in range(arguments.repeats + 1):
-            for name, call in calls.items():
-                start = time.perf_counter()
-                call()
-                if turn:  # the first one warms up
-                    seconds[name].append(time.perf_counter() - start)
-    median = {name: statistics.median(values) for name, values in seconds.items()}
-    rate, flops = 2 * SIDE**3 / median.pop("matrix product"), sum(layer.flops for layer in model.plan)
-    versions = f"torch {torch.__version__}, OpenCV {cv2.__version__}"
-    print(f"{arguments.cfg} at {arguments.size}, one picture, {arguments.threads} threads; {versions}")
-    print(f"{flops / 1e9:.1f} GFLOPs; matrix products run at {rate / 1e9:.0f} GFLOP/s: {flops / rate * 1e3:.0f} ms")
-    print(f"{'':22} {'ms':>8} {'of OpenCV':>10} {'of the rate':>12}")
-    base = median.get("OpenCV, .weights", float("nan"))
-    for name, value in median.items():
-        print(f"{name:22} {value * 1e3:8.1f} {value / base:10.2f} {flops / value / rate:12.0%}")
+        images = torch.rand(arguments.batch, model.net.channels, arguments.size, arguments.size)
+        calls = {"product": matrix_product(), **dict(engines(model, Path(folder), images, arguments))}
+        seconds = medians(calls, arguments.repeats)
+    rate = PRODUCT_FLOPS / seconds.pop("product")
+    flops = arguments.batch * sum(layer.flops for layer in model.plan)
+    print(machine())
+    print(f"{arguments.cfg} at {arguments.size}, {arguments.batch} pictures; {flops / 1e9:.1f} GFLOPs, at the "
+          f"{rate / 1e9:.0f} GFLOP/s of a matrix product {flops / rate * 1e3:.0f} ms")  # fmt: skip
+    others = {"OpenCV": seconds.get("OpenCV, .weights"), "OpenVINO": seconds.get("OpenVINO, .onnx")}
+    others = {name: value for name, value in others.items() if value} | {"the product": flops / rate}
+    rows = [
+        (name, f"{value * 1e3:.0f}", *(f"{value / other:.2f}" for other in others.values()))
+        for name, value in seconds.items()
+    ]
+    print(table(("", "ms", *(f"of {name}'s" for name in others)), rows))
 
 
 if __name__ == "__main__":

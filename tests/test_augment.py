@@ -1,19 +1,17 @@
-"""Augmentation against Darknet's results (golden/augment.npz), cases worked by hand, and the draws.
+"""Augmentation against Darknet's results (golden/augment.npz), cases worked by hand, tiles against whole pictures.
 Source of the golden file: Darknet's src/data.c, load_data_detection, built with OpenCV 4.6."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
 from yolov4 import augment
-from yolov4.augment import CropParams
+from yolov4.augment import CropParams, Part
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "augment.npz")
 NONE = np.zeros((0, 5), np.float32)
-NET = SimpleNamespace(flip=1, hue=0.1, saturation=1.5, exposure=1.5, letter_box=0, blur=0, gaussian_noise=0)
 
 
 def assert_same_picture(image_bgr, golden_rgb):
@@ -87,7 +85,8 @@ def test_labels_without_a_box_or_outside():
     image, moved = augment.crop_flip_hsv(picture(), NONE, params, (32, 32))
     assert image.shape == (32, 32, 3) and moved.shape == (0, 5) and moved.dtype == np.float32
     wrong = labels_of([0, 0, 0, 0.5, 0.5], [1, 1.5, 0.5, 0.2, 0.2], [2, 0.5, -0.3, 0.2, 0.2])
-    assert len(augment.crop_flip_hsv(picture(), wrong, CropParams(), (32, 32))[1]) == 0
+    for params in (CropParams(), CropParams(-64, -64, -48, -48)):  # nor where a border shows what lies outside
+        assert len(augment.crop_flip_hsv(picture(), wrong, params, (32, 32))[1]) == 0
 
 
 def test_border_is_the_mean_colour():
@@ -165,66 +164,75 @@ def test_blur_keeps_objects_sharp_and_spares_small_ones():
     assert (augment.blur(image, NONE, 5) == image).all() and (augment.blur(image, labels, 0) == image).all()
 
 
-def test_noise_only_brightens():
-    image = np.full((200, 200, 3), 100, np.uint8)
-    noisy = augment.gaussian_noise(image, 20, np.random.default_rng(0)).astype(int)
-    added = noisy - 100
-    assert added.min() == 0 and 0.48 < (added == 0).mean() < 0.54  # the negative half is cut off
-    assert abs(added[added > 0].mean() - 20 * np.sqrt(2 / np.pi)) < 0.6
-    assert augment.gaussian_noise(np.full_like(image, 250), 127, np.random.default_rng(0)).min() == 250
+def test_noise_is_added_and_cut_off_at_white():
+    image, noise = picture(), np.full((48, 64, 3), 100, np.uint8)
+    noisy, _ = augment.augmented(Part(image, NONE, CropParams(), noise=noise), (64, 48))
+    assert (noisy == np.minimum(image.astype(int) + 100, 255)).all()
 
 
-@pytest.mark.parametrize("flip", [False, True])
-@pytest.mark.parametrize("corner", range(4))
-def test_push_to_corner(corner, flip):
-    left, right = (0, -3), (-3, 0)
-    horizontal = [(left, right, left, right), (right, left, right, left)][flip][corner]
-    vertical = [(0, 5), (0, 5), (5, 0), (5, 0)][corner]
-    pushed = augment.push_to_corner((7, -10, 2, 3, flip, 0.1, 1.2, 1.3), corner)
-    assert pushed == (*horizontal, *vertical, flip, 0.1, 1.2, 1.3)
+def plainly(part, size):
+    """The augmented picture step by step, each of them on the whole."""
+    rows, columns = part.image.shape[:2]
+    left, right, top, bottom = (int(value) for value in part.params[:4])
+    reach = 1000
+    padded = cv2.copyMakeBorder(part.image, *[reach] * 4, cv2.BORDER_CONSTANT, value=cv2.mean(part.image))
+    cut = padded[reach + top : reach + rows - bottom, reach + left : reach + columns - right]
+    image = cv2.resize(cut, size)
+    if part.params.flip:
+        image = cv2.flip(image, 1)
+    if part.params[5:] != (0, 1, 1):
+        hsv = cv2.cvtColor(image, cv2.COLOR_BGR2HSV).astype(np.float32)
+        hsv = hsv * np.float32((1, *part.params[6:])) + np.float32((179 * part.params.hue, 0, 0))
+        image = cv2.cvtColor(np.clip(np.rint(hsv), 0, 255).astype(np.uint8), cv2.COLOR_HSV2BGR)
+    labels = augment.crop_flip_hsv(part.image, part.labels, part.params, size)[1]
+    image = augment.blur(image, labels, part.blur)
+    return image if part.noise is None else cv2.add(image, part.noise)
 
 
-def drawn(net=NET, size=(416, 416), image_size=(500, 375), count=3000, **head):
-    head = SimpleNamespace(**{"jitter": 0.3, "resize": 1.0, **head})
-    rng = np.random.default_rng(1)
-    return np.array([augment.draw_crop(rng, net, head, image_size, size) for _ in range(count)])
+def random_part(rng, size, sides):
+    image = cv2.resize(rng.integers(0, 256, (7, 9, 3), dtype=np.uint8), sides, interpolation=cv2.INTER_CUBIC)
+    image = cv2.add(image, rng.integers(0, 30, image.shape, dtype=np.uint8))
+    reach = [int(0.45 * side) for side in (sides[0], sides[0], sides[1], sides[1])]
+    colours = [rng.uniform(-0.1, 0.1), *rng.uniform(0.6, 1.6, 2)] if rng.random() < 0.8 else [0.0, 1.0, 1.0]
+    params = CropParams(*(int(rng.integers(-r, r)) for r in reach), bool(rng.random() < 0.5), *colours)
+    noise = rng.integers(0, 60, (size[1], size[0], 3), dtype=np.uint8) if rng.random() < 0.3 else None
+    labels = labels_of(*np.concatenate((rng.integers(0, 9, (3, 1)), rng.uniform(0.2, 0.8, (3, 4))), 1))
+    return Part(image, labels, params, int(rng.choice([0, 0, 1, 7])), noise)
 
 
-def test_draws_of_jitter_flip_and_colours():
-    params = drawn()
-    for column, limit in ((0, 150), (1, 150), (2, 112), (3, 112)):  # 375 * 0.3 = 112.5, truncated
-        assert -limit <= params[:, column].min() < -limit + 5 and limit - 5 < params[:, column].max() <= limit
-        assert abs(params[:, column].mean()) < 6
-    assert 0.46 < params[:, 4].mean() < 0.54
-    assert np.abs(params[:, 5]).max() <= 0.1 and np.abs(params[:, 5].mean()) < 0.01
-    for column in (6, 7):
-        assert params[:, column].min() >= 1 / 1.5 and params[:, column].max() <= 1.5
-        assert 0.46 < (params[:, column] > 1).mean() < 0.54
-    assert np.array_equal(params, drawn())
+def assert_same_tiles(parts, cut, size):
+    """Places of the tiles as in darknet.md, each taken from its whole picture."""
+    found, _ = augment.mosaic(parts, cut, size, False)
+    for corner, part in enumerate(parts):
+        left, right, top, bottom = augment.empty_border(part.params, part.image.shape[1::-1], size)
+        (x0, x1), (y0, y1) = ((0, cut[axis]) if not second else (cut[axis], size[axis])
+                              for axis, second in enumerate((corner % 2, corner // 2)))  # fmt: skip
+        x = min(cut[0], left) if corner % 2 else size[0] - cut[0] - min(size[0] - cut[0], right)
+        y = min(cut[1], top) if corner // 2 else size[1] - cut[1] - min(size[1] - cut[1], bottom)
+        expected = plainly(part, size)[y : y + y1 - y0, x : x + x1 - x0]
+        assert (found[y0:y1, x0:x1] == expected).all(), (corner, part.params, part.blur)
 
 
-@pytest.mark.parametrize(("resize", "low", "high"), [(1.5, -125, 83), (0.5, -250, 0), (1.0, 0, 0)])
-def test_draws_of_resize(resize, low, high):
-    params = drawn(jitter=0.0, resize=resize)
-    assert low - 1 <= params[:, 0].min() <= low + 2 and high - 2 <= params[:, 0].max() <= high
-    near, far = params[:, [0, 2]], params[:, [1, 3]]
-    np.testing.assert_allclose(near[:, 0] / 500, near[:, 1] / 375, atol=0.006)  # one draw for left and top
-    np.testing.assert_allclose(far[:, 0] / 500, far[:, 1] / 375, atol=0.006)
-    assert high == low or abs(np.corrcoef(near[:, 0], far[:, 0])[0, 1]) < 0.1
+@pytest.mark.parametrize("size", [(416, 416), (160, 96), (100, 70)])
+@pytest.mark.parametrize("seed", range(6))
+def test_a_tile_is_computed_only_where_it_is_seen(size, seed):
+    rng = np.random.default_rng(seed)
+    for _ in range(5):
+        sides = (2 * size[0], 2 * size[1]) if seed == 0 else tuple(map(int, rng.integers(60, 500, 2)))
+        parts = [random_part(rng, size, sides) for _ in range(4)]
+        if seed == 0:  # a half of each side: OpenCV then takes means of four pixels
+            parts = [part._replace(params=part.params._replace(pleft=0, pright=0, ptop=0, pbot=0)) for part in parts]
+        assert_same_tiles(parts, [int(rng.integers(side // 5, side * 4 // 5)) for side in size], size)
 
 
-def test_letter_box_widens_to_the_network():
-    net = SimpleNamespace(**{**vars(NET), "letter_box": 1})
-    assert (drawn(net, jitter=0.0, count=5)[:, :4] == (0, 0, -62, -62)).all()
-    assert (drawn(net, size=(416, 208), jitter=0.0, count=5)[:, :4] == (-125, -125, 0, 0)).all()
+def test_a_tile_of_no_size_is_left_out():
+    part, size = random_part(np.random.default_rng(0), (96, 64), (80, 70)), (96, 64)
+    for cut in ((0, 30), (96, 64), (0, 0), (50, 64)):
+        assert_same_tiles([part] * 4, cut, size)
 
 
-def test_draws_of_cut_blur_and_noise():
-    rng = np.random.default_rng(0)
-    cuts = np.array([augment.draw_cut(rng, (160, 416)) for _ in range(4000)])
-    assert cuts.min(0).tolist() == [32, 83] and cuts.max(0).tolist() == [128, 332]
-    net = SimpleNamespace(blur=7, gaussian_noise=30)
-    effects = [augment.draw_effects(rng, net) for _ in range(3000)]
-    assert {blur for blur, _ in effects} == {0, 1, 7} and {noise for _, noise in effects} == {0, 30}
-    assert 0.3 < np.mean([blur == 1 for blur, _ in effects]) < 0.37
-    assert augment.draw_effects(rng, NET) == (0, 0)
+def test_colours_are_rounded_as_a_table_of_the_levels_would_be():
+    rng, levels = np.random.default_rng(0), np.arange(256, dtype=np.uint8)[None]
+    for factor in (*rng.uniform(0.3, 3, 300), 0.5, 1.5, 2.5):
+        table = np.clip(np.rint(levels * np.float32(factor)), 0, 255)
+        assert (cv2.convertScaleAbs(levels, alpha=factor) == table).all()

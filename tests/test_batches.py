@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from yolov4 import augment
+from yolov4 import augment, draws
 from yolov4 import batches as batching
 
 COLOURS = {"hue": 0.1, "saturation": 1.5, "exposure": 1.5, "blur": 0, "gaussian_noise": 0}
@@ -55,10 +55,10 @@ def test_sizes_of_random():
 
 
 def test_size_below_one_never_grows(monkeypatch):
-    monkeypatch.setattr(augment, "draw_factor", lambda rng, limit: 0.99)
+    monkeypatch.setattr(draws, "draw_factor", lambda rng, limit: 0.99)
     assert batching.training_size(net_of(width=416, height=416), head_of(random=1), 50, 0) == (416, 416)
     for factor, side in ((0.8, 352), (0.83, 384)):  # 13 * factor + 1 = 11.4, 11.79
-        monkeypatch.setattr(augment, "draw_factor", lambda rng, limit, factor=factor: factor)
+        monkeypatch.setattr(draws, "draw_factor", lambda rng, limit, factor=factor: factor)
         assert batching.training_size(net_of(width=416, height=416), head_of(random=1), 50, 0) == (side, side)
 
 

@@ -27,9 +27,12 @@ MAY_IMPORT = {
     "downloads": [],
     # network
     "staged": [],
-    "layers": ["sections", "plan", "staged"],
+    "mish": [],
+    "layers": ["sections", "plan", "mish", "staged"],
     "model": ["sections", "cfg", "plan", "staged", "layers"],
     "weights": ["files", "layers", "model"],
+    "inference": ["model"],
+    "memory": [],
     # maths: pure functions of tensors
     "transfer": [],
     "boxes": [],
@@ -52,7 +55,9 @@ MAY_IMPORT = {
     # data
     "augment": [],
     "data": ["files"],
-    "batches": ["sections", "augment", "data"],
+    "draws": ["augment"],
+    "pictures": ["data"],
+    "batches": ["sections", "memory", "augment", "draws", "pictures"],
     "sources": ["data"],
     "video": ["sources"],
     "anchors": ["sections", "cfg", "data"],
@@ -86,7 +91,7 @@ MAY_IMPORT = {
         "ema", "progress", "start", "runfolder", "datareport",
     ],
 }  # fmt: skip
-LEAVES = ("files", "sections", "cfg", "heads", "plan", "blocks", "networks", "blueprint", "recipe")
+LEAVES = ("files", "memory", "sections", "cfg", "heads", "plan", "blocks", "networks", "blueprint", "recipe")
 MATHS = (
     "transfer",
     "boxes",

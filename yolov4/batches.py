@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from yolov4 import augment
-from yolov4.data import label_path, load_image, read_labels
+from yolov4 import augment, draws
+from yolov4.augment import Part
+from yolov4.memory import keep_freed_memory
+from yolov4.pictures import Pictures
 from yolov4.sections import Net, Yolo
 
 Size = tuple[int, int]  # width, height
@@ -35,12 +37,14 @@ class Sample(NamedTuple):
 class TrainingSet(Dataset):
     """Augmented samples.  All that is random in sample i comes from (seed, i), whoever loads it, and when.
     An image that cannot be read is replaced by the next that sample i draws.
-    paths: images, drawn with replacement; net, head: Darknet's keys of [net] and the last [yolo]."""
+    paths: images, drawn with replacement; net, head: Darknet's keys of [net] and the last [yolo];
+    cache: GB of memory for decoded images."""
 
-    def __init__(self, paths: Sequence[str | Path], net: Net, head: Yolo, seed: int):
+    def __init__(self, paths: Sequence[str | Path], net: Net, head: Yolo, seed: int, cache: float = 0.0):
         if net.mosaic and net.letter_box:
             raise ValueError("[net]: found mosaic=1 with letter_box=1, expected only one of them")
         self.paths, self.net, self.head, self.seed = [str(path) for path in paths], net, head, seed
+        self.pictures = Pictures(self.paths, cache)
 
     def __getitem__(self, key: tuple[int, Size]) -> Sample:
         """key: (index, (width, height))"""
@@ -51,43 +55,43 @@ class TrainingSet(Dataset):
             other, others, more = self._picture(rng, size, faults)
             image, labels = augment.mixup((image, labels), (other, others), rng.beta(8, 8))
             files += more
-        image = np.stack(cv2.split(image)[::-1])  # (3, H, W), RGB
-        return Sample(torch.from_numpy(image), torch.from_numpy(labels), files, faults)
+        planes = np.empty((3, *image.shape[:2]), np.uint8)
+        cv2.split(image, list(planes[::-1]))  # (3, H, W), RGB
+        return Sample(torch.from_numpy(planes), torch.from_numpy(labels), files, faults)
 
     def _picture(self, rng: np.random.Generator, size: Size, faults: list) -> tuple[np.ndarray, np.ndarray, list[str]]:
         """An image, a mosaic or two images blended, with labels and files; uint8 (H, W, 3) BGR."""
         count = 1 if rng.random() < 0.5 else 4 if self.net.mosaic else 2 if self.net.mixup else 1
-        parts = [self._part(rng, size, corner if count == 4 else None, faults) for corner in range(count)]
-        tiles, borders, files = zip(*parts, strict=True)
+        drawn = [self._part(rng, size, corner if count == 4 else None, faults) for corner in range(count)]
+        parts, files = zip(*drawn, strict=True)
         if count == 4:
-            cut = augment.draw_cut(rng, size)
-            image, labels = augment.join_tiles(tiles, borders, cut, self.net.mosaic_bound)
+            image, labels = augment.mosaic(parts, draws.draw_cut(rng, size), size, self.net.mosaic_bound)
         else:
-            image, labels = augment.mixup(*tiles) if count == 2 else tiles[0]
+            samples = [augment.augmented(part, size) for part in parts]
+            image, labels = augment.mixup(*samples) if count == 2 else samples[0]
         return image, labels, list(files)
 
-    def _part(self, rng: np.random.Generator, size: Size, corner: int | None, faults: list):
+    def _part(self, rng: np.random.Generator, size: Size, corner: int | None, faults: list) -> tuple[Part, str]:
         for _ in range(TRIES):
             path = self.paths[rng.integers(len(self.paths))]
             try:
-                return self._augmented(rng, path, size, corner)
+                return self._drawn(rng, path, size, corner), path
             except (ValueError, OSError) as error:
                 faults.append((path, str(error)))
-        return (np.zeros((size[1], size[0], 3), np.uint8), np.zeros((0, 5), np.float32)), (0, 0, 0, 0), path
+        nothing = np.zeros((size[1], size[0], 3), np.uint8), np.zeros((0, 5), np.float32)
+        return Part(*nothing, augment.CropParams()), path
 
-    def _augmented(self, rng: np.random.Generator, path: str, size: Size, corner: int | None):
-        image, labels = load_image(path), read_labels(label_path(path))
+    def _drawn(self, rng: np.random.Generator, path: str, size: Size, corner: int | None) -> Part:
+        image, labels = self.pictures(path)
         image_size = image.shape[1::-1]
-        params = augment.draw_crop(rng, self.net, self.head, image_size, size)
+        params = draws.draw_crop(rng, self.net, self.head, image_size, size)
         cut = image_size[0] - params.pleft - params.pright, image_size[1] - params.ptop - params.pbot
         if cut[0] * cut[1] > MAX_PIXELS:  # letter_box makes a square of the longer side
             raise ValueError(f"{path}: a crop of {cut[0]}x{cut[1]} pixels, expected at most {MAX_PIXELS:,}")
-        blur, noise = augment.draw_effects(rng, self.net)
+        blur, noise = draws.draw_effects(rng, self.net)
         if corner is not None and rng.random() < 0.5:
-            params = augment.push_to_corner(params, corner)
-        image, labels = augment.crop_flip_hsv(image, labels, params, size)
-        image = augment.gaussian_noise(augment.blur(image, labels, blur), noise, rng)
-        return (image, labels), augment.empty_border(params, image_size, size), path
+            params = draws.push_to_corner(params, corner)
+        return Part(image, labels, params, blur, draws.draw_noise(rng, size, noise))
 
 
 def collate(samples: Sequence[Sample]) -> Sample:
@@ -103,7 +107,7 @@ def training_size(net: Net, head: Yolo, iteration: int, seed: int) -> Size:
     if not head.random:
         return net.width, net.height
     limit, block = _limit(head), iteration // 10
-    factor = augment.draw_factor(np.random.default_rng((seed, block)), limit)
+    factor = draws.draw_factor(np.random.default_rng((seed, block)), limit)
     if block == 0 or block * 10 > net.max_batches - 100:
         factor = limit  # the largest first (is there enough memory?) and last (for the rolling averages)
     return _resized(net, factor)
@@ -165,15 +169,17 @@ class MiniBatches:
 
 def training_batches(
     paths: Sequence[str | Path], net: Net, head: Yolo, seed: int, start: int, end: int, workers: int,
-    rank: int = 0, world: int = 1, pin_memory: bool = False,
+    rank: int = 0, world: int = 1, pin_memory: bool = False, cache: float = 0.0,
 ) -> DataLoader:  # fmt: skip
-    """DataLoader of mini-batches as `collate` makes them, iterations start..end-1, from `workers` processes (or 0)."""
+    """DataLoader of mini-batches as `collate` makes them, iterations start..end-1, from `workers` processes (or 0),
+    which share `cache` GB of decoded images."""
     options = {"num_workers": workers, "persistent_workers": workers > 0, "worker_init_fn": _start_worker}
     options |= {"batch_sampler": MiniBatches(net, head, seed, start, end, rank, world), "collate_fn": collate}
-    return DataLoader(TrainingSet(paths, net, head, seed), pin_memory=pin_memory, **options)
+    return DataLoader(TrainingSet(paths, net, head, seed, cache), pin_memory=pin_memory, **options)
 
 
 def _start_worker(_: int) -> None:
+    keep_freed_memory()
     cv2.setNumThreads(0)  # the workers are the parallelism
     for number in (signal.SIGINT, signal.SIGTERM):  # for the main process, which ends its iteration and then stops
         signal.signal(number, signal.SIG_IGN)

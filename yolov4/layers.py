@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from yolov4.mish import Mish, normalise_and_mish
 from yolov4.plan import convolution_padding
 from yolov4.sections import Convolutional, GateActivation, Shortcut
 from yolov4.staged import CrossBatchNorm
@@ -15,7 +16,7 @@ from yolov4.staged import CrossBatchNorm
 ACTIVATIONS = {
     "linear": nn.Identity,
     "leaky": partial(nn.LeakyReLU, 0.1, inplace=True),
-    "mish": nn.Mish,
+    "mish": Mish,
     "swish": partial(nn.SiLU, inplace=True),
     "relu": partial(nn.ReLU, inplace=True),
     "relu6": partial(nn.ReLU6, inplace=True),
@@ -28,12 +29,22 @@ ACTIVATIONS = {
 }
 
 
-def convolution(section: Convolutional, channels: int, activation: str) -> nn.Sequential:
+class ConvolutionLayer(nn.Sequential):
     """Convolution, batch normalisation or nothing, activation."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        convolution, normalisation, activation = self
+        x, y = convolution(x), None
+        if isinstance(activation, Mish):
+            y = normalise_and_mish(x, normalisation)
+        return activation(normalisation(x)) if y is None else y
+
+
+def convolution(section: Convolutional, channels: int, activation: str) -> ConvolutionLayer:
     normalised = section.batch_normalize
     normalisation = CrossBatchNorm if section.batch_normalize == 2 else nn.BatchNorm2d
     dilation = section.dilation if section.size > 1 else 1
-    return nn.Sequential(
+    return ConvolutionLayer(
         nn.Conv2d(
             channels, section.filters, section.size, section.stride, convolution_padding(section) * dilation,
             dilation, section.groups, bias=not normalised,

@@ -30,6 +30,7 @@ class Settings:
     ema: float = 0.0
     seed: int = 0
     workers: int = 0
+    cache: float | None = None  # GB of decoded images in memory
     eval_every: int | None = None
     save_every: int = 100
     tensorboard: bool = False

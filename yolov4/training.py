@@ -81,7 +81,7 @@ class Training:
         batches = training_batches(
             self.paths, self.net, self.model.heads[-1], self.settings.seed, self.progress.iteration,
             self.net.max_batches, self.settings.workers, self.processes.rank, self.processes.world,
-            self.device.type == "cuda",
+            self.device.type == "cuda", self.settings.cache or 0.0,
         )  # fmt: skip
         timed = Timed(batches)
         bar = tqdm(

@@ -1,0 +1,125 @@
+#!/usr/bin/env python3
+"""Speed and memory of training, each variant in a process of its own, in turns; the machine's own rate beside them.
+`plain` is what an eager PyTorch port does: torch's Mish, channels first, freed memory given back to the system."""
+
+import argparse
+import json
+import resource
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import torch
+from common import PRODUCT_FLOPS, ROOT, machine, matrix_product, medians, table, with_torchs_mish
+
+from yolov4.cfg import read_cfg
+from yolov4.distributed import Processes
+from yolov4.memory import keep_freed_memory
+from yolov4.model import Darknet
+from yolov4.runs import one_line_errors
+from yolov4.sections import Network
+from yolov4.updates import Updater
+
+VARIANTS = ("ours", "plain")
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Images a second of whole iterations: forward, loss, backward, SGD.")
+    parser.add_argument("--cfg", default=str(ROOT / "cfg/yolov4.cfg"), help="default: %(default)s")
+    parser.add_argument("--size", type=int, default=416, help="width and height (default %(default)s)")
+    parser.add_argument("--batch", type=int, default=2, help="images, in one mini-batch (default %(default)s)")
+    parser.add_argument("--objects", type=int, default=10, help="truths an image (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="processes a variant (default %(default)s)")
+    parser.add_argument("--repeats", type=int, default=5, help="iterations a process (default %(default)s)")
+    peer = 'another program to take turns with: prints {"seconds": of an iteration, "peak": bytes} as its last line'
+    parser.add_argument("--peer", metavar="COMMAND", help=peer)
+    parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)  # the child of a round
+    return parser.parse_args()
+
+
+class Step:
+    """An iteration on random images and truths, both from a seed."""
+
+    def __init__(self, network: Network, size: int, batch: int, objects: int, plain: bool = False):
+        net = replace(network.net, width=size, height=size, batch=batch, subdivisions=1, max_batches=1_000_000)
+        generator = torch.Generator().manual_seed(0)
+        self.model = Darknet(network._replace(net=net), generator)
+        if plain:
+            with_torchs_mish(self.model)
+            self.model.register_forward_pre_hook(lambda _, arguments: (arguments[0].contiguous(),))
+        else:
+            self.model.to(memory_format=torch.channels_last)
+        self.updater = Updater(self.model, net, Processes(torch.device("cpu")))
+        self.images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, generator=generator)
+        owners = torch.arange(batch).repeat_interleave(objects)[:, None]
+        classes = torch.randint(0, self.model.heads[0].classes, (len(owners), 1), generator=generator)
+        centres = 0.1 + 0.8 * torch.rand(len(owners), 2, generator=generator)
+        sides = 0.02 + 0.2 * torch.rand(len(owners), 2, generator=generator).square()
+        self.targets = torch.cat((owners, classes, centres, sides), 1)
+        self.iteration = 0
+
+    def __call__(self) -> None:
+        self.iteration += 1
+        self.updater.update(self.iteration, [(self.images, self.targets, [[]] * len(self.images))])
+
+    @property
+    def flops(self) -> int:
+        """Of forward and backward, which is twice as much."""
+        return 3 * len(self.images) * sum(layer.flops for layer in self.model.plan)
+
+
+def measured(arguments: argparse.Namespace) -> dict[str, float]:
+    """In the child: median seconds of an iteration, FLOPs, peak bytes"""
+    if arguments.variant == "ours":
+        keep_freed_memory()
+    plain = arguments.variant == "plain"
+    step = Step(read_cfg(arguments.cfg), arguments.size, arguments.batch, arguments.objects, plain=plain)
+    step()
+    seconds = []
+    for _ in range(arguments.repeats):
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return {"seconds": statistics.median(seconds), "flops": step.flops, "peak": peak}
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    with one_line_errors("training.py"):
+        if arguments.variant:
+            print(json.dumps(measured(arguments)))
+            return
+        itself = [sys.executable, __file__, *sys.argv[1:], "--variant"]
+        commands = {variant: [*itself, variant] for variant in VARIANTS}
+        if arguments.peer:
+            commands["peer"] = shlex.split(arguments.peer)
+        found, rates = {name: [] for name in commands}, []
+        for _ in range(arguments.rounds):
+            rates.append(medians({"product": matrix_product()}, 9)["product"])
+            for name, command in commands.items():
+                child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+                found[name].append(json.loads(child.stdout.splitlines()[-1]))
+    report(arguments, found, PRODUCT_FLOPS / statistics.median(rates))
+
+
+def report(arguments: argparse.Namespace, found: dict[str, list[dict]], rate: float) -> None:
+    seconds = {name: statistics.median(result["seconds"] for result in results) for name, results in found.items()}
+    flops = found["ours"][0]["flops"]
+    ideal = flops / rate
+    print(machine())
+    print(f"{arguments.cfg} at {arguments.size}, {arguments.batch} images of {arguments.objects} truths an iteration; "
+          f"{flops / 1e12:.3f} TFLOPs, at the {rate / 1e9:.0f} GFLOP/s of a matrix product {ideal:.2f} s")  # fmt: skip
+    rows = [
+        (name, f"{value:.2f}", f"{arguments.batch / value:.2f}", f"{seconds['plain'] / value:.2f}",
+         f"{ideal / value:.2f}", f"{max(result['peak'] for result in found[name]) / 2**30:.2f}")
+        for name, value in seconds.items()
+    ]  # fmt: skip
+    print(table(("", "s an iteration", "images/s", "of plain", "of the product's rate", "peak GiB"), rows))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""A packed network gives what it gave before; memory kept by the process is not faulted in again."""
+
+import copy
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT, settled, shared_files
+
+from yolov4 import Darknet
+from yolov4.cfg import parse_cfg
+from yolov4.inference import PackedConv2d, pack
+
+CFG = """[net]
+width=32
+height=64
+[convolutional]
+batch_normalize=1
+filters=8
+size=3
+stride=2
+pad=1
+activation=mish
+[convolutional]
+filters=8
+groups=4
+size=3
+pad=1
+activation=leaky
+[convolutional]
+filters=6
+size=3
+dilation=2
+pad=1
+activation=linear
+[convolutional]
+filters=7
+size=1
+activation=linear
+[yolo]
+mask=0
+anchors=10,14
+classes=2
+num=1
+"""
+FAULTS = """
+import resource, sys
+import torch
+sys.path.insert(0, {root!r})
+from yolov4.memory import keep_freed_memory
+if {keep}:
+    keep_freed_memory()
+layer = torch.nn.Sequential(torch.nn.Conv2d(3, 32, 3, padding=1), torch.nn.BatchNorm2d(32), torch.nn.Mish())
+images = torch.rand(2, 3, 512, 512)  # 64 MiB an output, beyond what malloc keeps by itself
+for _ in range(6):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    layer(images).sum().backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def same_outputs(model: Darknet, images: torch.Tensor) -> None:
+    model = model.fuse().to(memory_format=torch.channels_last)
+    packed = copy.deepcopy(model)
+    pack(packed)
+    with torch.no_grad():
+        images = images.to(memory_format=torch.channels_last)
+        for found, wanted in zip(packed(images), model(images), strict=True):
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5 * float(wanted.abs().max()))
+    assert any(isinstance(module, PackedConv2d) for module in packed.modules()) == torch.backends.mkldnn.is_available()
+
+
+@pytest.mark.parametrize("batch, size", [(1, (64, 32)), (3, (64, 32)), (2, (96, 160))])
+def test_outputs_at_any_batch_and_size(batch, size):
+    generator = torch.Generator().manual_seed(0)
+    model = settled(Darknet(parse_cfg(CFG), generator))
+    same_outputs(model, torch.rand(batch, 3, *size, generator=generator))
+
+
+@pytest.mark.parametrize("path", shared_files("models/*/*.cfg"), ids=lambda path: path.stem)
+def test_outputs_of_real_networks(path):
+    model = settled(Darknet.from_cfg(path))
+    same_outputs(model, torch.rand(1, 3, 96, 128, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
+def test_kept_memory_is_not_faulted_in_again():
+    def faults(keep: bool) -> int:
+        command = [sys.executable, "-c", FAULTS.format(root=str(ROOT), keep=keep)]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert faults(keep=True) < faults(keep=False) / 4
