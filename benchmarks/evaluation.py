@@ -25,7 +25,7 @@ from yolov4.evaluation import collect
 from yolov4.metrics import Evaluator
 from yolov4.predict import Detector, resize_image
 
-PICTURES = 64  # read beforehand for the network alone, again and again
+CHUNK = 50  # images of a turn: of the evaluation, then of the network alone
 THRESH = 0.005  # val.py's
 
 
@@ -108,40 +108,57 @@ def timed(parts: dict[str, tuple[object, str]]) -> Iterator[Counter]:
         yield seconds
 
 
-def measure(model: Darknet, paths: list[Path], batch: int) -> tuple[str, ...]:
-    """One row: ms an image in all, of the network alone, its share, and of the parts; candidates an image."""
-    detector = Detector.from_model(model)
-    read = [detector._read(path)[1] for path in paths[:PICTURES]]
-    again = itertools.cycle(torch.stack(read[at : at + batch]) for at in range(0, len(read), batch))
-    start = time.perf_counter()
-    for path in paths[:PICTURES]:
-        detector._read(path)
-    reading = (time.perf_counter() - start) / min(PICTURES, len(paths))
-    alone, rounds = 0.0, -(-len(paths) // batch)
+class Turns:
+    """The network alone, on pictures already read, takes turns with an evaluation: as many images after every CHUNK."""
 
-    def network(count: int) -> float:
+    def __init__(self, model: Darknet, paths: list[Path], batch: int):
+        self.detector, self.batch, self.seconds, self.images = Detector.from_model(model), batch, 0.0, 0
         start = time.perf_counter()
-        with torch.no_grad():
-            for pixels in itertools.islice(again, count):
-                detector.model(pixels.to(memory_format=torch.channels_last))
-        return time.perf_counter() - start
+        read = [self.detector._read(path)[1] for path in paths]
+        self.reading = (time.perf_counter() - start) / len(paths)  # seconds an image, by one thread
+        batches = [torch.stack(read[at : at + batch]) for at in range(0, len(read) - batch + 1, batch)]
+        self.again = itertools.cycle(each.to(memory_format=torch.channels_last) for each in batches)
+        self.take(2 * batch)
+        self.seconds, self.images = 0.0, 0
 
-    network(2)
-    alone = network(rounds // 2)  # before and after, as other programs come and go
+    @torch.no_grad()
+    def take(self, images: int) -> None:
+        start = time.perf_counter()
+        for pixels in itertools.islice(self.again, images // self.batch):
+            self.detector.model(pixels)
+        self.seconds += time.perf_counter() - start
+        self.images += images
+
+    def beside(self, add: Callable) -> Callable:
+        """Evaluator.add, and a turn after every CHUNK images."""
+
+        def call(evaluator: Evaluator, *args, **kwargs):
+            add(evaluator, *args, **kwargs)
+            if evaluator.images % CHUNK == 0:
+                self.take(CHUNK)
+
+        return call
+
+
+def measure(model: Darknet, paths: list[Path], batch: int) -> tuple[str, ...]:
+    """One row: detections an image; ms an image in all, of the network alone, its share, and of the parts."""
+    turns = Turns(model, paths[:CHUNK], batch)
     parts = {"network": (Darknet, "forward"), "decoding": (predict, "detections_from_logits"),
              "suppression": (evaluation, "suppress"), "counting": (Evaluator, "add")}  # fmt: skip
-    with timed(parts) as seconds:
+    with timed(parts) as seconds, patch.object(Evaluator, "add", turns.beside(Evaluator.add)):
         start = time.perf_counter()
         evaluator = collect(model, paths, batch=batch, thresh=THRESH)
-        passed = time.perf_counter() - start
+        passed = time.perf_counter() - start - turns.seconds
+        start = time.perf_counter()
         evaluator.result()
-        whole = time.perf_counter() - start
-    alone += network(rounds - rounds // 2)
+        result = time.perf_counter() - start
+    seconds["network"] -= turns.seconds
+    rest, alone = passed - sum(seconds.values()), turns.seconds * len(paths) / turns.images
     kept = sum(len(record.detections.scores) for record in evaluator.records) / len(paths)
-    rest = passed - sum(seconds.values())
-    columns = (whole, alone, *seconds.values(), rest, whole - passed)
+    whole = passed + result
+    columns = (whole, alone, *(seconds[part] for part in parts), rest, result)
     ms = [f"{value / len(paths) * 1e3:.1f}" for value in columns]
-    return (f"{kept:.0f}", *ms[:2], f"{alone / whole:.1%}", *ms[2:], f"{reading * 1e3:.1f}")
+    return (f"{kept:.0f}", *ms[:2], f"{alone / whole:.1%}", *ms[2:], f"{turns.reading * 1e3:.1f}")
 
 
 def main() -> None:
