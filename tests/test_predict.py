@@ -2,6 +2,7 @@
 Source: golden/resize.npz and golden/detections_real, results of Darknet."""
 
 import shutil
+from threading import Thread
 
 import cv2
 import numpy as np
@@ -213,9 +214,21 @@ def test_threads_that_read_leave_the_network_its_own():
         read = detector._read
         detector._read = lambda source: (seen.append(torch.get_num_threads()), read(source))[1]
         detector([np.zeros((40, 60, 3), np.uint8)] * 4)
-        assert seen == [1] * 4 and torch.get_num_threads() == 3
+        later = Thread(target=lambda: seen.append(torch.get_num_threads()))
+        later.start()
+        later.join()
+        assert seen == [1] * 4 + [3] and torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_on_a_cpu_nothing_is_read_while_the_network_runs():
+    detector, events = Detector.from_model(small_model()), []
+    read, network = detector._read, detector.network
+    detector._read = lambda source: (events.append("read"), read(source))[1]
+    detector.network = lambda images: (events.append(len(images)), network(images))[1]
+    assert len(list(detector.stream(pictures(5), batch=2))) == 5
+    assert events == ["read", "read", 2, "read", "read", 2, "read", 1]
 
 
 def test_pictures_come_to_the_network_in_its_order_in_memory(monkeypatch):

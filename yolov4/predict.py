@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from threading import Barrier
 from typing import NamedTuple
 
 import cv2
@@ -127,13 +128,16 @@ class Detector:
         on_error: Callable[[Source, Exception], None] | None = None,
         live: bool = False,
     ) -> Iterator[Prediction]:
-        """Predictions one by one, in order; pictures are read and resized in threads while the network runs.
+        """Predictions one by one, in order; the pictures of a batch are read and resized in threads, on a GPU while the
+        network runs.
 
         batch: None is 8 on a GPU and 1 elsewhere.  on_error(source, error) is called for a picture that cannot be
         read, which is then left out; without it the error is raised.  live: one at a time, none is read ahead.
         """
-        batch = 1 if live else batch or (8 if self.device.type == "cuda" else 1)
-        prepared = self._read_ahead(sources, 0 if live else 2 * batch + WORKERS, on_error)
+        on_gpu = self.device.type == "cuda"
+        batch = 1 if live else batch or (8 if on_gpu else 1)
+        # on a CPU the network takes all cores: a picture that is read meanwhile holds it up for longer than that takes
+        prepared = self._read_ahead(sources, batch, 2 * batch + WORKERS if on_gpu and not live else 0, on_error)
         try:
             while group := list(islice(prepared, batch)):
                 yield from self._predict(group, thresh, nms_thresh)
@@ -156,14 +160,13 @@ class Detector:
         return image, fit(image, (self.net.width, self.net.height))
 
     def _read_ahead(
-        self, sources: Iterable[Source], ahead: int, on_error
+        self, sources: Iterable[Source], batch: int, ahead: int, on_error
     ) -> Iterator[tuple[Source, np.ndarray, Tensor]]:
-        # each of these threads works alone: with a team for every resize they would take the cores from the network
-        pool = ThreadPoolExecutor(WORKERS, initializer=torch.set_num_threads, initargs=(1,))
-        pending, sources = deque(), iter(sources)
+        """Begins with `batch` more pictures whenever no more than `ahead` are begun with."""
+        pool, pending, sources = _lone_threads(), deque(), iter(sources)
         try:
             while True:
-                for source in islice(sources, ahead + 1 - len(pending)):
+                for source in islice(sources, batch if len(pending) <= ahead else 0):
                     pending.append((source, pool.submit(self._read, source)))
                 if not pending:
                     return
@@ -194,3 +197,20 @@ class Detector:
         found = [Detections(*(values.cpu() for values in each)) for each in found]
         milliseconds = (time.perf_counter() - start) * 1000 / len(group)
         return [Prediction(*each, milliseconds) for each in zip(sources, images, found, strict=True)]
+
+
+def _lone_threads() -> ThreadPoolExecutor:
+    """Threads whose torch operations take a core each: the teams that a resize would wake keep the cores for a while.
+    torch has one number of threads for each thread, and the one set last is what new threads begin with."""
+    team, ready = torch.get_num_threads(), Barrier(WORKERS + 1)
+
+    def alone() -> None:
+        torch.get_num_threads()  # the first look takes over the number of the process
+        torch.set_num_threads(1)
+
+    pool = ThreadPoolExecutor(WORKERS, initializer=alone)
+    for _ in range(WORKERS):
+        pool.submit(ready.wait)
+    ready.wait()
+    torch.set_num_threads(team)
+    return pool
