@@ -1,16 +1,20 @@
 """A packed network gives what it gave before; memory kept by the process is not faulted in again."""
 
 import copy
+import os
+import shutil
 import subprocess
 import sys
 
+import cv2
+import numpy as np
 import pytest
 import torch
 from conftest import ROOT, settled, shared_files
 
-from yolov4 import Darknet
+from yolov4 import Darknet, save_weights
 from yolov4.cfg import parse_cfg
-from yolov4.inference import PackedConv2d, pack
+from yolov4.inference import PackedConv2d, for_inference, pack
 
 CFG = """[net]
 width=32
@@ -82,6 +86,29 @@ def test_outputs_at_any_batch_and_size(batch, size):
 def test_outputs_of_real_networks(path):
     model = settled(Darknet.from_cfg(path))
     same_outputs(model, torch.rand(1, 3, 96, 128, generator=torch.Generator().manual_seed(0)))
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")
+def test_compiled_it_gives_the_same():
+    generator = torch.Generator().manual_seed(0)
+    model = settled(Darknet(parse_cfg(CFG), generator)).fuse()
+    images = torch.rand(2, 3, 64, 32, generator=generator)
+    with torch.no_grad():
+        wanted = model(images)
+        found = for_inference(model, torch.device("cpu"), compiled=True)(images)
+    for one, other in zip(found, wanted, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5 * float(other.abs().max()))
+
+
+def test_without_a_compiler_one_sentence_says_so(tmp_path):
+    save_weights(Darknet(parse_cfg(CFG)), tmp_path / "x.weights")
+    (tmp_path / "x.cfg").write_text(CFG, encoding="utf-8")
+    cv2.imwrite(str(tmp_path / "x.png"), np.zeros((8, 8, 3), np.uint8))
+    command = [sys.executable, ROOT / "detect.py", "x.png", "--weights", "x.weights", "--compile", "--device", "cpu"]
+    environment = os.environ | {"CXX": "/nowhere/g++", "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "cache")}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "expected a compiler that torch can use" in done.stderr.splitlines()[-1]
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc's malloc")
