@@ -1,15 +1,12 @@
 #!/usr/bin/env python3
-"""Speed and memory of training, each variant in a process of its own, in turns; the machine's own rate beside them.
+"""Speed and memory of training, each variant in a process of its own, that take turns iteration by iteration.
 `plain` is what an eager PyTorch port does: torch's Mish, channels first, freed memory given back to the system."""
 
 import argparse
-import json
 import resource
 import shlex
-import statistics
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import torch
@@ -19,6 +16,7 @@ from yolov4.cfg import read_cfg
 from yolov4.distributed import Processes
 from yolov4.memory import keep_freed_memory
 from yolov4.model import Darknet
+from yolov4.plan import plan_layers
 from yolov4.runs import one_line_errors
 from yolov4.sections import Network
 from yolov4.updates import Updater
@@ -71,51 +69,61 @@ class Step:
         return 3 * len(self.images) * sum(layer.flops for layer in self.model.plan)
 
 
-def measured(arguments: argparse.Namespace) -> dict[str, float]:
-    """In the child: median seconds of an iteration, FLOPs, peak bytes"""
-    if arguments.variant == "ours":
-        keep_freed_memory()
+def serve(arguments: argparse.Namespace) -> None:
+    """In a child: an iteration for each line of the input; answers with the peak of its memory in bytes"""
     plain = arguments.variant == "plain"
-    step = Step(read_cfg(arguments.cfg), arguments.size, arguments.batch, arguments.objects, plain=plain)
-    step()
-    seconds = []
-    for _ in range(arguments.repeats):
-        start = time.perf_counter()
+    if not plain:
+        keep_freed_memory()
+    step = Step(read_cfg(arguments.cfg), arguments.size, arguments.batch, arguments.objects, plain)
+    for _ in sys.stdin:
         step()
-        seconds.append(time.perf_counter() - start)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return {"seconds": statistics.median(seconds), "flops": step.flops, "peak": peak}
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
+
+
+class Child:
+    """A process that waits for its turns."""
+
+    def __init__(self, command: list[str]):
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.peak = 0
+
+    def __call__(self) -> None:
+        print(file=self.process.stdin, flush=True)
+        answer = self.process.stdout.readline()
+        if not answer:
+            raise ValueError(f"{shlex.join(self.process.args)}: ended, expected an iteration for each line of input")
+        self.peak = int(answer)
 
 
 def main() -> None:
     arguments = parse_arguments()
     with one_line_errors("training.py"):
         if arguments.variant:
-            print(json.dumps(measured(arguments)))
+            serve(arguments)
             return
         itself = [sys.executable, __file__, *sys.argv[1:], "--variant"]
-        commands = {variant: [*itself, variant] for variant in VARIANTS}
+        children = {variant: Child([*itself, variant]) for variant in VARIANTS}
         if arguments.peer:
-            commands["peer"] = shlex.split(arguments.peer)
-        found, rates = {name: [] for name in commands}, []
-        for _ in range(arguments.rounds):
-            rates.append(medians({"product": matrix_product()}, 9)["product"])
-            for name, command in commands.items():
-                child = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-                found[name].append(json.loads(child.stdout.splitlines()[-1]))
-    report(arguments, found, PRODUCT_FLOPS / statistics.median(rates))
+            children["peer"] = Child(shlex.split(arguments.peer))
+        seconds = medians({"product": matrix_product(), **children}, arguments.repeats)
+        for child in children.values():
+            child.process.stdin.close()
+            child.process.wait()
+    report(arguments, seconds, children)
 
 
-def report(arguments: argparse.Namespace, found: dict[str, list[dict]], rate: float) -> None:
-    seconds = {name: statistics.median(result["seconds"] for result in results) for name, results in found.items()}
-    flops = found["ours"][0]["flops"]
+def report(arguments: argparse.Namespace, seconds: dict[str, float], children: dict[str, Child]) -> None:
+    rate = PRODUCT_FLOPS / seconds.pop("product")
+    network = read_cfg(arguments.cfg)
+    network = network._replace(net=replace(network.net, width=arguments.size, height=arguments.size))
+    flops = 3 * arguments.batch * sum(layer.flops for layer in plan_layers(network))  # the way back takes twice as much
     ideal = flops / rate
     print(machine())
     print(f"{arguments.cfg} at {arguments.size}, {arguments.batch} images of {arguments.objects} truths an iteration; "
           f"{flops / 1e12:.3f} TFLOPs, at the {rate / 1e9:.0f} GFLOP/s of a matrix product {ideal:.2f} s")  # fmt: skip
     rows = [
         (name, f"{value:.2f}", f"{arguments.batch / value:.2f}", f"{seconds['plain'] / value:.2f}",
-         f"{ideal / value:.2f}", f"{max(result['peak'] for result in found[name]) / 2**30:.2f}")
+         f"{ideal / value:.2f}", f"{children[name].peak / 2**30:.2f}")
         for name, value in seconds.items()
     ]  # fmt: skip
     print(table(("", "s an iteration", "images/s", "of plain", "of the product's rate", "peak GiB"), rows))

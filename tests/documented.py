@@ -35,6 +35,8 @@ NOT_RUN = {
     "python tests/soak.py": "takes an hour",
     ".ci/versions": "makes two environments of 6 GB",
     "git clone": "downloads",
+    "python benchmarks/all.py": "takes twenty minutes; the scripts it runs are documented one by one",
+    "python benchmarks/growth.py": "trains the whole YOLOv4 at five sizes",
 }
 SHORT = "--max-batches 2 --batch 4 --subdivisions 1 --workers 0 --ema --learning-rate 1e-5"
 # What is written otherwise here: a pattern, what takes its place.
@@ -49,7 +51,12 @@ WORDS = {
     r"--cases \d+": "--cases 40",
     r"--kills \d+": "--kills 1",
     r"(ablation\.py)": r"\1 --only base --seeds 1 --max-batches 2",
-    r"(inference\.py)": r"\1 --cfg X.cfg --repeats 1",
+    r"(inference\.py|start\.py)": r"\1 --cfg X.cfg --repeats 1",
+    r"(inference\.py.*) --cfg cfg/yolov4-tiny.cfg": r"\1",
+    r"training\.py .*": "training.py --cfg X.cfg --size 64 --repeats 1",
+    r"(loss\.py)": r"\1 --cfg X.cfg --size 64 --repeats 1",
+    r"(data\.py)": r"\1 --size 64 --samples 8 --repeats 1",
+    r"(benchmarks/evaluation\.py)": r"\1 --cfg X.cfg --size 64 --count 4 --candidates 10",
     r"(make_shapes\.py)": r"\1 --images 10",
     r"(train\.py --data runs/voc100/.*)": r"\1 --weights cfg/yolov4-voc.weights",
     r"(train\.py --data(?!.*--weights).*)": r"\1 --weights X.weights",  # fresh ones explode after two iterations
