@@ -22,6 +22,7 @@ from yolov4 import Darknet, detections_from_logits, evaluation, load_weights, pr
 from yolov4.cfg import read_cfg
 from yolov4.data import label_path, load_image, read_image_list
 from yolov4.evaluation import collect
+from yolov4.memory import keep_freed_memory
 from yolov4.metrics import Evaluator
 from yolov4.predict import Detector, resize_image
 
@@ -125,7 +126,7 @@ class Turns:
     def take(self, images: int) -> None:
         start = time.perf_counter()
         for pixels in itertools.islice(self.again, images // self.batch):
-            self.detector.model(pixels)
+            self.detector.network(pixels)
         self.seconds += time.perf_counter() - start
         self.images += images
 
@@ -163,6 +164,7 @@ def measure(model: Darknet, paths: list[Path], batch: int) -> tuple[str, ...]:
 
 def main() -> None:
     arguments = parse_arguments()
+    keep_freed_memory()  # as val.py
     with tempfile.TemporaryDirectory() as folder:
         photographs = read_image_list(arguments.images) if arguments.images else draw_pictures(Path(folder))
         paths = list(itertools.islice(itertools.cycle(photographs), arguments.count))
@@ -177,7 +179,7 @@ def main() -> None:
                 label = f"{Path(cfg).stem}, {'trained' if weights else f'{candidates} candidates'}"
                 rows.append((label, *measure(model, paths, arguments.batch)))
     print(f"{len(paths)} images at {arguments.size}, batch {arguments.batch}; {machine()}")
-    print("ms an image; reading is done in threads, beside the network\n")
+    print("ms an image; reading is one thread's, and in `waiting, rest` too\n")
     header = ("network", "detections", "in all", "network alone", "its share", "network", "decoding", "suppression",
               "counting", "waiting, rest", "result", "reading")  # fmt: skip
     print(table(header, rows))
