@@ -114,6 +114,7 @@ class Turns:
 
     def __init__(self, model: Darknet, paths: list[Path], batch: int):
         self.detector, self.batch, self.seconds, self.images = Detector.from_model(model), batch, 0.0, 0
+        self.chunk = min(CHUNK, len(paths))
         start = time.perf_counter()
         read = [self.detector._read(path)[1] for path in paths]
         self.reading = (time.perf_counter() - start) / len(paths)  # seconds an image, by one thread
@@ -135,8 +136,8 @@ class Turns:
 
         def call(evaluator: Evaluator, *args, **kwargs):
             add(evaluator, *args, **kwargs)
-            if evaluator.images % CHUNK == 0:
-                self.take(CHUNK)
+            if evaluator.images % self.chunk == 0:
+                self.take(self.chunk)
 
         return call
 
