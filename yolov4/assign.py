@@ -64,7 +64,7 @@ def in_rounds(positives: Positives, shape: torch.Size) -> tuple[Positives, list[
     _, counts = flat[by_place].unique_consecutive(return_counts=True)
     rank = torch.arange(len(flat)) - (counts.cumsum(0) - counts).repeat_interleave(counts)  # in its place
     by_round = rank.argsort(stable=True)
-    order, rounds = by_place[by_round], rank.bincount(minlength=1).tolist()
+    order, rounds = by_place[by_round], rank[by_round].unique_consecutive(return_counts=True)[1].tolist() or [0]
     places = tuple(index[order] for index in positives.places)
     return Positives(places, positives.truths[order], positives.classes[order]), rounds
 

@@ -1,6 +1,8 @@
 """How much predictions overlap truths, compared only where they can overlap by more than a threshold.
 Source: Darknet's src/yolo_layer.c, process_batch, the loop over predictions, which compares all with all."""
 
+import warnings
+
 import torch
 from torch import Tensor
 
@@ -26,11 +28,11 @@ def best_overlaps(predictions: Predictions, targets: Tensor, which: bool) -> tup
         box_iou(boxes[some_cells], truth_boxes[some][:, None])
         for some_cells, some in zip(cells.split(BLOCK), truths.split(BLOCK), strict=True)
     ]
-    overlap, rows = torch.cat(overlaps), cells[:, None].expand(-1, anchors)  # (n, A)
-    iou = boxes.new_zeros(boxes.shape[:2]).scatter_reduce_(0, rows, overlap, "amax")  # (B * h * w, A)
+    overlap = torch.cat(overlaps)  # (n, A)
+    iou = _reduced(boxes.new_zeros(boxes.shape[:2]), cells, overlap, "amax")  # (B * h * w, A)
     best = torch.full_like(iou, len(targets), dtype=torch.long) if which else None
     if which:
-        best.scatter_reduce_(0, rows, torch.where(overlap == iou[cells], truths[:, None], len(targets)), "amin")
+        _reduced(best, cells, torch.where(overlap == iou[cells], truths[:, None], len(targets)), "amin")
         best = best.view(images, *grid, anchors).permute(0, 3, 1, 2)
     return iou.view(images, *grid, anchors).permute(0, 3, 1, 2), best
 
@@ -54,3 +56,10 @@ def near_cells(head: Head, targets: Tensor, grid: tuple[int, int], overlap: floa
     number = torch.arange(len(truths)) - (counts.cumsum(0) - counts)[truths]  # of the cell among the truth's
     column, row = low[truths, 0] + number % sides[truths, 0], low[truths, 1] + number // sides[truths, 0]
     return (targets[truths, 0].long() * grid[0] + row) * grid[1] + column, truths
+
+
+def _reduced(into: Tensor, rows: Tensor, values: Tensor, reduce: str) -> Tensor:
+    """scatter_reduce_ of rows, by the operation that --deterministic allows on a GPU; it warns that it is in beta."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "index_reduce")
+        return into.index_reduce_(0, rows, values, reduce)
