@@ -285,7 +285,8 @@ def test_a_live_source_gives_the_newest_frame_and_a_file_all(tmp_path):
         frames = iter(live)
         first = next(frames).number
         live.thread.join()
-        assert first < 40 and [frame.number for frame in frames] == [40]
+        rest = [frame.number for frame in frames]
+        assert rest == [40] or (first == 40 and not rest)  # the reader may have ended before the first was asked for
     numbers, ahead = zip(*((frame.number, len(file.waiting)) for frame in file), strict=True)
     assert numbers == tuple(range(1, 41)) and max(ahead) <= 2
     assert "broke off after frame 40" in live.fault and file.fault is None
