@@ -43,7 +43,7 @@ MAY_IMPORT = {
     "regression": ["sections", "boxes", "decoding"],
     "deltas": ["sections", "decoding"],
     "loss": ["sections", "transfer", "boxes", "decoding", "assign", "overlaps", "regression", "deltas"],
-    "yolov5_loss": ["sections", "transfer", "boxes", "decoding", "assign", "loss"],
+    "yolov5_loss": ["sections", "transfer", "boxes", "decoding", "assign", "overlaps", "loss"],
     "adversarial": ["sections", "decoding", "deltas"],
     "result": ["decoding"],
     "metrics": ["boxes", "decoding", "result"],

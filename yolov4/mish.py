@@ -48,7 +48,7 @@ class PiecewiseMish(torch.autograd.Function):
 def normalise_and_mish(x: Tensor, normalisation: nn.BatchNorm2d) -> Tensor | None:
     """Mish of the batch normalisation of x (B, C, h, w) in training; None where it has to be done in two steps.
     It keeps x alone, where the two keep the normalised values too, and computes these again on the way back."""
-    known = type(normalisation) is nn.BatchNorm2d and normalisation.training and not torch.compiler.is_compiling()
+    known = type(normalisation) is nn.BatchNorm2d and normalisation.training
     if not (known and torch.is_grad_enabled() and x.requires_grad and _takes_pieces(x) and _is_channels_last(x)):
         return None
     normalisation.num_batches_tracked.add_(1)

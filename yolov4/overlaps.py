@@ -29,10 +29,10 @@ def best_overlaps(predictions: Predictions, targets: Tensor, which: bool) -> tup
         for some_cells, some in zip(cells.split(BLOCK), truths.split(BLOCK), strict=True)
     ]
     overlap = torch.cat(overlaps)  # (n, A)
-    iou = _reduced(boxes.new_zeros(boxes.shape[:2]), cells, overlap, "amax")  # (B * h * w, A)
+    iou = reduce_rows(boxes.new_zeros(boxes.shape[:2]), cells, overlap, "amax")  # (B * h * w, A)
     best = torch.full_like(iou, len(targets), dtype=torch.long) if which else None
     if which:
-        _reduced(best, cells, torch.where(overlap == iou[cells], truths[:, None], len(targets)), "amin")
+        reduce_rows(best, cells, torch.where(overlap == iou[cells], truths[:, None], len(targets)), "amin")
         best = best.view(images, *grid, anchors).permute(0, 3, 1, 2)
     return iou.view(images, *grid, anchors).permute(0, 3, 1, 2), best
 
@@ -58,8 +58,11 @@ def near_cells(head: Head, targets: Tensor, grid: tuple[int, int], overlap: floa
     return (targets[truths, 0].long() * grid[0] + row) * grid[1] + column, truths
 
 
-def _reduced(into: Tensor, rows: Tensor, values: Tensor, reduce: str) -> Tensor:
-    """scatter_reduce_ of rows, by the operation that --deterministic allows on a GPU; it warns that it is in beta."""
+def reduce_rows(into: Tensor, rows: Tensor, values: Tensor, reduce: str) -> Tensor:
+    """Fills rows of `into` (m, ...) with the "amax" or "amin" of themselves and the values (n, ...) of each, rows (n,).
+
+    scatter_reduce_ does the same but is an error on a GPU with --deterministic; this one warns that it is in beta.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "index_reduce")
         return into.index_reduce_(0, rows, values, reduce)

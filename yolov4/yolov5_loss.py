@@ -12,6 +12,7 @@ from yolov4.assign import Positives, flat_places
 from yolov4.boxes import box_iou
 from yolov4.decoding import decode_places, head_values
 from yolov4.loss import HeadTerms, LossTerms, some_heads
+from yolov4.overlaps import reduce_rows
 from yolov4.sections import Head, Net
 from yolov4.transfer import sent
 
@@ -84,9 +85,8 @@ def _head_loss(logits: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, Hea
     cells = sent(torch.tensor((w, h, w, h)), boxes.device)
     away = 1 - box_iou(boxes * cells, positives.truths * cells, "ciou")  # (n,)
     objectness = boxes.new_zeros(values.shape[:-1])  # (B, A, h, w)
-    objectness.view(-1).scatter_reduce_(
-        0, flat_places(positives.places, objectness.shape), (1 - away.detach()).clamp(min=0), "amax"
-    )
+    places = flat_places(positives.places, objectness.shape)
+    reduce_rows(objectness.view(-1), places, (1 - away.detach()).clamp(min=0), "amax")
     eps = head.label_smooth_eps
     own = positives.classes[:, None] == torch.arange(head.classes, device=boxes.device)
     classes = own * (1 - eps) + eps / 2
