@@ -110,6 +110,11 @@ def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
     return torch.cat(((low + high) / 2, high - low), -1)
 
 
+def relative_boxes(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+    """(..., 4) xyxy in pixels of an image of (width, height) -> cxcywh relative to it"""
+    return xyxy_to_cxcywh(boxes) / boxes.new_tensor((*image_size, *image_size))
+
+
 def xyxy_to_xywh(boxes: Tensor) -> Tensor:
     """(..., 4) xyxy -> x, y of the upper left corner, w, h"""
     return torch.cat((boxes[..., :2], boxes[..., 2:] - boxes[..., :2]), -1)

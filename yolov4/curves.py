@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yolov4.boxes import box_iou, xyxy_to_cxcywh
+from yolov4.boxes import box_iou, relative_boxes
 from yolov4.metrics import best_overlaps, first_finds
 from yolov4.result import Record
 
@@ -126,8 +126,7 @@ def confusion(records: Sequence[Record], pairings: Sequence[Pairing], classes: i
 
 def _relative(record: Record) -> Tensor:
     """Boxes of the detections, (n, 4) cxcywh relative"""
-    boxes = record.detections.boxes
-    return xyxy_to_cxcywh(boxes) / boxes.new_tensor((*record.image_size, *record.image_size))
+    return relative_boxes(record.detections.boxes, record.image_size)
 
 
 def _join(boxes: list[Tensor], labels: list[Tensor], classes: int) -> tuple[Tensor, Tensor]:

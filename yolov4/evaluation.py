@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from yolov4.boxes import nms, xyxy_to_cxcywh
+from yolov4.boxes import nms, relative_boxes
 from yolov4.data import label_path, read_image_list, read_labels
 from yolov4.decoding import Detections
 from yolov4.metrics import Evaluator
@@ -78,7 +78,7 @@ def suppress(candidates: Detections, image_size: tuple[int, int], head: Head, nm
     Darknet sorts its predictions by each class in turn, so in the end by the last class, equals by the last but one,
     and so on; of two detections on one truth the first in that list is its TP.
     """
-    boxes = xyxy_to_cxcywh(candidates.boxes) / candidates.boxes.new_tensor((*image_size, *image_size))
+    boxes = relative_boxes(candidates.boxes, image_size)
     kept = torch.arange(len(boxes))
     if nms_thresh:
         kept = nms(boxes, candidates.scores, candidates.labels, nms_thresh, head.nms_kind, head.beta_nms)

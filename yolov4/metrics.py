@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from yolov4.boxes import box_iou, xyxy_to_cxcywh
+from yolov4.boxes import box_iou, relative_boxes
 from yolov4.decoding import Detections
 from yolov4.result import Record, Result, Settings
 
@@ -38,7 +38,7 @@ class Evaluator:
         of them counts as TP.  labels, difficult: (n, 5) class, cx, cy, w, h, relative.  path: the image's Path,
         for its record.  Raises ValueError for a class >= classes.
         """
-        boxes = xyxy_to_cxcywh(detections.boxes) / detections.boxes.new_tensor((*image_size, *image_size))
+        boxes = relative_boxes(detections.boxes, image_size)
         self._detections.append((boxes, self._groups(detections.labels), detections.scores))
         self._truths.append((labels[:, 1:], self._groups(labels[:, 0].long())))
         if difficult is not None:
