@@ -45,4 +45,6 @@ if __name__ == "__main__":
     same, other = (nn.Linear(2, 2), nn.Linear(2, 2))
     nn.init.constant_(same.weight, 0.5), nn.init.constant_(same.bias, 0.5)
     messages = [refused(processes, same, 7), refused(processes, same, processes.rank), refused(processes, other, 7)]
-    torch.save((step(processes), messages), sys.argv[1])
+    found = step(processes)
+    processes.close()
+    torch.save((found, messages), sys.argv[1])

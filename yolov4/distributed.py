@@ -2,6 +2,7 @@
 SyncBatchNorm, shared.  Source: PyTorch's torch.distributed; the result is that of one process."""
 
 import os
+import time
 import zlib
 from datetime import timedelta
 
@@ -27,8 +28,10 @@ class Processes:
         return self.rank == 0
 
     def close(self) -> None:
-        # gloo needs no farewell, and its own hangs now and then when both sides leave at once (seen with torch 2.6)
-        if self.world > 1 and dist.get_backend() == "nccl":
+        """Leaves the group; without it gloo's threads, which take the interpreter's lock to let go of the last tensors
+        summed, may abort a process that ends."""
+        if self.world > 1:
+            time.sleep(0.1)  # for them: torch 2.5 joins them holding the lock, and waits forever for one that wants it
             dist.destroy_process_group()
 
     def sum(self, *tensors: Tensor) -> None:
