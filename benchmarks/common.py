@@ -1,4 +1,4 @@
-"""What the benchmarks share: calls that take turns, the machine's own rate and name, tables.
+"""What the benchmarks share: calls that take turns, seconds in functions, networks, the machine's rate, tables.
 Nothing here is asserted anywhere: a figure holds for the machine and the run that it was printed in."""
 
 import os
@@ -6,8 +6,12 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
+from unittest.mock import patch
 
 import cv2
 import torch
@@ -17,7 +21,9 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from yolov4 import Darknet  # noqa: E402
+from yolov4.cfg import read_cfg  # noqa: E402
 from yolov4.mish import Mish  # noqa: E402
+from yolov4.sections import Network  # noqa: E402
 
 SIDE = 1024  # of the matrices whose product is the machine's rate
 PRODUCT_FLOPS = 2 * SIDE**3
@@ -33,6 +39,27 @@ def medians(calls: dict[str, Callable], repeats: int) -> dict[str, float]:
             if turn:
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+@contextmanager
+def timed(parts: Mapping[str, tuple[object, str]]) -> Iterator[Counter]:
+    """Seconds spent in functions: part -> (module or class, name of its function)."""
+    seconds = Counter()
+
+    def wrapped(part: str, function: Callable) -> Callable:
+        def call(*args, **kwargs):
+            start = time.perf_counter()
+            try:
+                return function(*args, **kwargs)
+            finally:
+                seconds[part] += time.perf_counter() - start
+
+        return call
+
+    with ExitStack() as stack:
+        for part, (owner, name) in parts.items():
+            stack.enter_context(patch.object(owner, name, wrapped(part, getattr(owner, name))))
+        yield seconds
 
 
 def matrix_product() -> Callable[[], torch.Tensor]:
@@ -55,6 +82,20 @@ def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Markdown, as the README has it; numbers to the right."""
     lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
     return "\n".join([*lines, *("| " + " | ".join(map(str, row)) + " |" for row in rows)])
+
+
+def at_size(network: Network, size: int, **options: object) -> Network:
+    """The network for square images of so many pixels a side; options: further ones of [net]."""
+    return network._replace(net=replace(network.net, width=size, height=size, **options))
+
+
+def seeded_network(cfg: str, size: int) -> Darknet:
+    """Fresh weights with rolling variances of 1, so that values neither vanish nor explode."""
+    model = Darknet(at_size(read_cfg(cfg), size), torch.Generator().manual_seed(0)).eval()
+    for name, buffer in model.named_buffers():
+        if name.endswith("running_var"):
+            buffer.fill_(1.0)
+    return model
 
 
 def with_torchs_mish(model: Darknet) -> Darknet:

@@ -4,16 +4,13 @@ Samples, half of them mosaics, are those of a seed; the calls take turns, so tha
 
 import argparse
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from itertools import islice
 
 import cv2
 import numpy as np
 import torch
-from common import ROOT, machine, medians, table
+from common import ROOT, machine, medians, table, timed
 
 from yolov4 import augment, batches, draws, pictures
 from yolov4.cfg import read_cfg
@@ -86,8 +83,7 @@ def one_process(paths, recipe, size, arguments) -> str:
 def stages(paths, recipe, size, arguments) -> str:
     """Table of the microseconds of a sample."""
     samples = batches.TrainingSet(paths, *recipe, arguments.seed)
-    spent, start = Counter(), 0.0
-    with measured(spent):
+    with timed(STAGES) as spent:
         for index in range(2 * arguments.samples):
             if index == arguments.samples:  # the first half warms up
                 spent.clear()
@@ -98,27 +94,6 @@ def stages(paths, recipe, size, arguments) -> str:
     rows = [(name, f"{seconds / arguments.samples * 1e6:.0f}", f"{seconds / whole:.1%}")
             for name, seconds in spent.most_common()]  # fmt: skip
     return table(["where a sample's time goes", "us", "share"], rows)
-
-
-@contextmanager
-def measured(spent: Counter) -> Iterator[None]:
-    """Adds up the seconds in the functions of STAGES."""
-
-    def counted(name: str, function: Callable) -> Callable:
-        def call(*arguments, **options):
-            start = time.perf_counter()
-            result = function(*arguments, **options)
-            spent[name] += time.perf_counter() - start
-            return result
-
-        return call
-
-    originals = {name: getattr(*where) for name, where in STAGES.items()}
-    for name, where in STAGES.items():
-        setattr(*where, counted(name, originals[name]))
-    yield
-    for name, where in STAGES.items():
-        setattr(*where, originals[name])
 
 
 def over_workers(paths, recipe, arguments) -> str:

@@ -6,20 +6,16 @@ import argparse
 import itertools
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
 
 import cv2
 import numpy as np
 import torch
-from common import machine, table
+from common import machine, seeded_network, table, timed
 
 from yolov4 import Darknet, detections_from_logits, evaluation, load_weights, predict
-from yolov4.cfg import read_cfg
 from yolov4.data import label_path, load_image, read_image_list
 from yolov4.evaluation import collect
 from yolov4.memory import keep_freed_memory
@@ -57,11 +53,8 @@ def draw_pictures(folder: Path, count: int = 100) -> list[Path]:
 @torch.no_grad()
 def drawn_network(cfg: str, size: int, candidates: int, picture: Path) -> Darknet:
     """Weights from a seed, the biases before its heads set so that a picture has about so many candidates."""
-    model = sized_network(cfg, size).eval()
+    model = seeded_network(cfg, size)
     pixels = resize_image(load_image(picture), (size, size))[None]
-    for name, buffer in model.named_buffers():
-        if name.endswith("running_var"):
-            buffer.fill_(1.0)  # so that values neither vanish nor explode
     model.set_head_biases(lambda head: torch.zeros(len(head.anchors), 5 + head.classes).flatten())
     logits, low, high = model(pixels), -40.0, 10.0
     for _ in range(30):
@@ -74,39 +67,11 @@ def drawn_network(cfg: str, size: int, candidates: int, picture: Path) -> Darkne
     return model
 
 
-def sized_network(cfg: str, size: int) -> Darknet:
-    network = read_cfg(cfg)
-    net = replace(network.net, width=size, height=size)
-    return Darknet(network._replace(net=net), torch.Generator().manual_seed(0))
-
-
 def head_shift(head, objectness: float) -> torch.Tensor:
     """Of a head's logits: objectness, and -3 for the classes, so that few of a prediction count."""
     shift = torch.zeros(len(head.anchors), 5 + head.classes)
     shift[:, 4], shift[:, 5:] = objectness, -3
     return shift.flatten()
-
-
-@contextmanager
-def timed(parts: dict[str, tuple[object, str]]) -> Iterator[Counter]:
-    """Seconds spent in functions: part -> (module or object, name of its function)."""
-    seconds, stack = Counter(), ExitStack()
-
-    def wrapped(part: str, function: Callable) -> Callable:
-        def call(*args, **kwargs):
-            start = time.perf_counter()
-            try:
-                return function(*args, **kwargs)
-            finally:
-                seconds[part] += time.perf_counter() - start
-
-        return call
-
-    with stack:
-        for part, (owner, name) in parts.items():
-            target = getattr(owner, name)
-            stack.enter_context(patch.object(owner, name, wrapped(part, target)))
-        yield seconds
 
 
 class Turns:
@@ -149,7 +114,7 @@ def measure(model: Darknet, paths: list[Path], batch: int) -> tuple[str, ...]:
              "suppression": (evaluation, "suppress"), "counting": (Evaluator, "add")}  # fmt: skip
     with timed(parts) as seconds, patch.object(Evaluator, "add", turns.beside(Evaluator.add)):
         start = time.perf_counter()
-        evaluator = collect(model, paths, batch=batch, thresh=THRESH)
+        evaluator = collect(turns.detector, paths, batch=batch, thresh=THRESH)
         passed = time.perf_counter() - start - turns.seconds
         start = time.perf_counter()
         evaluator.result()
@@ -173,7 +138,7 @@ def main() -> None:
         for cfg, weights in itertools.zip_longest(arguments.cfg, arguments.weights):
             for candidates in [None] if weights else arguments.candidates:
                 if weights:
-                    model = sized_network(cfg, arguments.size)
+                    model = seeded_network(cfg, arguments.size)
                     load_weights(model, weights)
                 else:
                     model = drawn_network(cfg, arguments.size, candidates, photographs[0])

@@ -6,16 +6,15 @@ import argparse
 import copy
 import tempfile
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
 import cv2
 import torch
-from common import PRODUCT_FLOPS, ROOT, machine, matrix_product, medians, table, with_torchs_mish
+from common import PRODUCT_FLOPS, ROOT, machine, matrix_product, medians, seeded_network, table, with_torchs_mish
 
 from yolov4 import Darknet, decode, save_weights
-from yolov4.cfg import format_cfg, read_cfg
+from yolov4.cfg import format_cfg
 from yolov4.export import export_onnx
 from yolov4.inference import for_inference
 from yolov4.memory import keep_freed_memory
@@ -32,17 +31,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="default: torch's, %(default)s")
     parser.add_argument("--compile", action="store_true", help="torch.compile too, which takes a minute before")
     return parser.parse_args()
-
-
-def seeded_network(cfg: str, size: int) -> Darknet:
-    """Fresh weights with rolling variances of 1, so that values neither vanish nor explode."""
-    network = read_cfg(cfg)
-    net = replace(network.net, width=size, height=size)
-    model = Darknet(network._replace(net=net), torch.Generator().manual_seed(0)).eval()
-    for name, buffer in model.named_buffers():
-        if name.endswith("running_var"):
-            buffer.fill_(1.0)
-    return model
 
 
 def engines(model: Darknet, folder: Path, images: torch.Tensor, arguments) -> Iterator[tuple[str, Callable]]:

@@ -7,16 +7,16 @@ import resource
 import shlex
 import subprocess
 import sys
-from dataclasses import replace
+from collections.abc import Sequence
 
 import torch
-from common import PRODUCT_FLOPS, ROOT, machine, matrix_product, medians, table, with_torchs_mish
+from common import PRODUCT_FLOPS, ROOT, at_size, machine, matrix_product, medians, table, with_torchs_mish
 
 from yolov4.cfg import read_cfg
 from yolov4.distributed import Processes
 from yolov4.memory import keep_freed_memory
 from yolov4.model import Darknet
-from yolov4.plan import plan_layers
+from yolov4.plan import Layer, plan_layers
 from yolov4.runs import one_line_errors
 from yolov4.sections import Network
 from yolov4.updates import Updater
@@ -42,15 +42,15 @@ class Step:
     """An iteration on random images and truths, both from a seed."""
 
     def __init__(self, network: Network, size: int, batch: int, objects: int, plain: bool = False):
-        net = replace(network.net, width=size, height=size, batch=batch, subdivisions=1, max_batches=1_000_000)
+        network = at_size(network, size, batch=batch, subdivisions=1, max_batches=1_000_000)
         generator = torch.Generator().manual_seed(0)
-        self.model = Darknet(network._replace(net=net), generator)
+        self.model = Darknet(network, generator)
         if plain:
             with_torchs_mish(self.model)
             self.model.register_forward_pre_hook(lambda _, arguments: (arguments[0].contiguous(),))
         else:
             self.model.to(memory_format=torch.channels_last)
-        self.updater = Updater(self.model, net, Processes(torch.device("cpu")))
+        self.updater = Updater(self.model, network.net, Processes(torch.device("cpu")))
         self.images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, generator=generator)
         owners = torch.arange(batch).repeat_interleave(objects)[:, None]
         classes = torch.randint(0, self.model.heads[0].classes, (len(owners), 1), generator=generator)
@@ -65,8 +65,12 @@ class Step:
 
     @property
     def flops(self) -> int:
-        """Of forward and backward, which is twice as much."""
-        return 3 * len(self.images) * sum(layer.flops for layer in self.model.plan)
+        return flops(self.model.plan, len(self.images))
+
+
+def flops(plan: Sequence[Layer], images: int) -> int:
+    """Of forward and backward, which is twice as much."""
+    return 3 * images * sum(layer.flops for layer in plan)
 
 
 def serve(arguments: argparse.Namespace) -> None:
@@ -114,13 +118,11 @@ def main() -> None:
 
 def report(arguments: argparse.Namespace, seconds: dict[str, float], children: dict[str, Child]) -> None:
     rate = PRODUCT_FLOPS / seconds.pop("product")
-    network = read_cfg(arguments.cfg)
-    network = network._replace(net=replace(network.net, width=arguments.size, height=arguments.size))
-    flops = 3 * arguments.batch * sum(layer.flops for layer in plan_layers(network))  # the way back takes twice as much
-    ideal = flops / rate
+    work = flops(plan_layers(at_size(read_cfg(arguments.cfg), arguments.size)), arguments.batch)
+    ideal = work / rate
     print(machine())
     print(f"{arguments.cfg} at {arguments.size}, {arguments.batch} images of {arguments.objects} truths an iteration; "
-          f"{flops / 1e12:.3f} TFLOPs, at the {rate / 1e9:.0f} GFLOP/s of a matrix product {ideal:.2f} s")  # fmt: skip
+          f"{work / 1e12:.3f} TFLOPs, at the {rate / 1e9:.0f} GFLOP/s of a matrix product {ideal:.2f} s")  # fmt: skip
     rows = [
         (name, f"{value:.2f}", f"{arguments.batch / value:.2f}", f"{seconds['plain'] / value:.2f}",
          f"{ideal / value:.2f}", f"{children[name].peak / 2**30:.2f}")
