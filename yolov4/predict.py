@@ -137,7 +137,8 @@ class Detector:
         on_gpu = self.device.type == "cuda"
         batch = 1 if live else batch or (8 if on_gpu else 1)
         # on a CPU the network takes all cores: a picture that is read meanwhile holds it up for longer than that takes
-        prepared = self._read_ahead(sources, batch, 2 * batch + WORKERS if on_gpu and not live else 0, on_error)
+        at_once, ahead = (batch, 2 * batch + WORKERS) if on_gpu else (max(batch, WORKERS), 0)
+        prepared = self._read_ahead(sources, *((1, 0) if live else (at_once, ahead)), on_error)
         try:
             while group := list(islice(prepared, batch)):
                 yield from self._predict(group, thresh, nms_thresh)
@@ -160,13 +161,13 @@ class Detector:
         return image, fit(image, (self.net.width, self.net.height))
 
     def _read_ahead(
-        self, sources: Iterable[Source], batch: int, ahead: int, on_error
+        self, sources: Iterable[Source], at_once: int, ahead: int, on_error
     ) -> Iterator[tuple[Source, np.ndarray, Tensor]]:
-        """Begins with `batch` more pictures whenever no more than `ahead` are begun with."""
+        """Begins with `at_once` more pictures whenever no more than `ahead` are begun with."""
         pool, pending, sources = _lone_threads(), deque(), iter(sources)
         try:
             while True:
-                for source in islice(sources, batch if len(pending) <= ahead else 0):
+                for source in islice(sources, at_once if len(pending) <= ahead else 0):
                     pending.append((source, pool.submit(self._read, source)))
                 if not pending:
                     return
