@@ -50,7 +50,7 @@ def crop_flip_hsv(image: Array, labels: Array, params: CropParams, size: Size) -
 
 def augmented(part: Part, size: Size) -> Sample:
     """The image of `size` that a part becomes, and its labels."""
-    part = Part(part.image, part.labels, CropParams(*part.params), *part[3:])
+    part = part._replace(params=CropParams(*part.params))
     labels = _move_labels(part, size)
     return _pixels(part, labels, size, (0, 0, *size)), labels
 
