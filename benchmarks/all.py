@@ -15,7 +15,7 @@ RUNS = (
     "training.py",
     "loss.py",
     "data.py {images}",
-    "evaluation.py --images {images}",
+    "evaluation.py --images {images} --count 200",
     "start.py",
     "growth.py --images {images}",
 )

@@ -28,12 +28,12 @@ THRESH = 0.005  # val.py's
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Milliseconds an image of an evaluation as val.py does it, by part.")
-    parser.add_argument("--cfg", nargs="+", default=["cfg/yolov4.cfg", "cfg/yolov4-tiny.cfg"], help="default: both")
+    parser.add_argument("--cfg", nargs="+", default=["cfg/yolov4.cfg"], help="default: %(default)s")
     parser.add_argument("--weights", nargs="+", default=[], help="of the first cfgs (default: drawn ones)")
     parser.add_argument("--images", metavar="LIST", help="photographs with labels (default: drawn ones)")
     parser.add_argument("--count", type=int, default=1000, help="images, the list again and again (default 1000)")
-    candidates = "of drawn weights: detections of an image before suppression (default: 100 1000)"
-    parser.add_argument("--candidates", type=int, nargs="+", default=[100, 1000], help=candidates)
+    candidates = "of drawn weights: detections of an image before suppression (default: 10 100)"
+    parser.add_argument("--candidates", type=int, nargs="+", default=[10, 100], help=candidates)
     parser.add_argument("--size", type=int, default=416, help="width and height (default %(default)s)")
     parser.add_argument("--batch", type=int, default=1, help="images at a time (default %(default)s)")
     return parser.parse_args()
