@@ -28,7 +28,7 @@ THRESH = 0.005  # val.py's
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Milliseconds an image of an evaluation as val.py does it, by part.")
-    parser.add_argument("--cfg", nargs="+", default=["cfg/yolov4.cfg"], help="default: %(default)s")
+    parser.add_argument("--cfg", nargs="+", default=["cfg/yolov4.cfg"], help="default: cfg/yolov4.cfg")
     parser.add_argument("--weights", nargs="+", default=[], help="of the first cfgs (default: drawn ones)")
     parser.add_argument("--images", metavar="LIST", help="photographs with labels (default: drawn ones)")
     parser.add_argument("--count", type=int, default=1000, help="images, the list again and again (default 1000)")

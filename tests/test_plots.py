@@ -97,6 +97,13 @@ def test_chart_from_the_file_equals_that_from_its_rows(tmp_path):
     np.testing.assert_array_equal(cv2.imread(str(tmp_path / "a.png")), cv2.imread(str(tmp_path / "b.png")))
 
 
+def test_chart_names_the_iteration_whose_weights_are_kept(tmp_path):
+    maps = {4: 0.5, 8: 0.75, 12: 0.75, 16: 0.25}
+    training_chart([row | {"map": maps.get(row["iteration"], "")} for row in rows(20)], tmp_path / "chart.svg", "run")
+    said = (tmp_path / "chart.svg").read_text()
+    assert "mAP 25.0 %, best 75.0 % at 12 " in said
+
+
 def test_a_loss_that_is_no_number_is_left_out(tmp_path):
     odd = [
         {"iteration": i, "loss": loss, "rate": "", "map": ""} for i, loss in enumerate(("5", "nan", "inf", "0", "4"))

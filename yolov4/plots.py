@@ -88,7 +88,8 @@ def training_chart(results: str | Path | Sequence[dict], path: str | Path, name:
     last = f"iteration {iterations[-1]:.0f}, loss {_smoothed(losses)[-1]:.3g}"
     if len(maps):
         handles += _draw_maps(top.twinx(), measured, maps * 100)
-        last += f", mAP {maps[-1] * 100:.1f} %, best {maps.max() * 100:.1f} % at {measured[maps.argmax()]:.0f}"
+        best = measured[maps == maps.max()][-1]  # the last of equals, whose weights are kept
+        last += f", mAP {maps[-1] * 100:.1f} %, best {maps.max() * 100:.1f} % at {best:.0f}"
     top.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=4, frameon=False)
     top.set_title(f"{name}: {last}" if name else last)
     if terms:
