@@ -2,7 +2,7 @@
 Source: golden/resize.npz and golden/detections_real, results of Darknet."""
 
 import shutil
-from threading import Thread
+import threading
 
 import cv2
 import numpy as np
@@ -214,12 +214,29 @@ def test_threads_that_read_leave_the_network_its_own():
         read = detector._read
         detector._read = lambda source: (seen.append(torch.get_num_threads()), read(source))[1]
         detector([np.zeros((40, 60, 3), np.uint8)] * 4)
-        later = Thread(target=lambda: seen.append(torch.get_num_threads()))
+        later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
         later.start()
         later.join()
         assert seen == [1] * 4 + [3] and torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
+
+
+def test_ctrl_c_before_the_first_picture_leaves_no_thread_waiting(monkeypatch):
+    class Interrupted(threading.Barrier):
+        def wait(self):
+            if threading.current_thread() is threading.main_thread():
+                raise KeyboardInterrupt
+            super().wait(30)
+
+    monkeypatch.setattr("yolov4.predict.Barrier", Interrupted)
+    before = threading.enumerate()
+    with pytest.raises(KeyboardInterrupt):
+        Detector.from_model(small_model())(np.zeros((40, 60, 3), np.uint8))
+    begun = [thread for thread in threading.enumerate() if thread not in before]
+    for thread in begun:
+        thread.join(5)
+    assert not any(thread.is_alive() for thread in begun)
 
 
 def test_on_a_cpu_nothing_is_read_while_the_network_runs():

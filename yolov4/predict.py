@@ -210,8 +210,11 @@ def _lone_threads() -> ThreadPoolExecutor:
         torch.set_num_threads(1)
 
     pool = ThreadPoolExecutor(WORKERS, initializer=alone)
-    for _ in range(WORKERS):
-        pool.submit(ready.wait)
-    ready.wait()
-    torch.set_num_threads(team)
+    try:
+        for _ in range(WORKERS):
+            pool.submit(ready.wait)
+        ready.wait()
+    finally:
+        ready.abort()  # after Ctrl-C none of them waits on, which would keep the process from its end
+        torch.set_num_threads(team)
     return pool
