@@ -2,6 +2,7 @@
 Source: ../shared/golden/README.md; a copy of the small golden files is in tests/golden."""
 
 import json
+import signal
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from yolov4.sections import Convolutional, Network, Shortcut
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
+# a script's background jobs ignore Ctrl-C, and what they start would too
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def shared_files(*patterns: str) -> list:
