@@ -152,7 +152,7 @@ def _draw_sizes(axes, sizes: np.ndarray, anchors: Sequence[np.ndarray]) -> None:
         axis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" else "")
     axes.grid(alpha=0.3)
     if len(anchors):
-        axes.legend(fontsize=9)
+        axes.legend(fontsize=9, loc="upper left")  # widths and heights are alike: it is empty there
 
 
 def _colours(values: np.ndarray, truths: np.ndarray) -> list[dict]:

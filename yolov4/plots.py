@@ -85,13 +85,12 @@ def training_chart(results: str | Path | Sequence[dict], path: str | Path, name:
     top, *middle, bottom = figure.subplots(2 + bool(terms), 1, sharex=True, height_ratios=(5, *[3] * bool(terms), 1))
     handles = _draw_losses(top, iterations, losses)
     measured, maps = _column(results, "map")
-    last = f"iteration {iterations[-1]:.0f}, loss {_smoothed(losses)[-1]:.3g}"
+    headline = f"iteration {iterations[-1]:.0f}, loss {_smoothed(losses)[-1]:.3g}"
     if len(maps):
         handles += _draw_maps(top.twinx(), measured, maps * 100)
-        best = measured[maps == maps.max()][-1]  # the last of equals, whose weights are kept
-        last += f", mAP {maps[-1] * 100:.1f} %, best {maps.max() * 100:.1f} % at {best:.0f}"
+        headline += _best(measured, maps * 100)
     top.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=4, frameon=False)
-    top.set_title(f"{name}: {last}" if name else last)
+    top.set_title(f"{name}: {headline}" if name else headline)
     if terms:
         _draw_terms(middle[0], results, terms)
     rates = _column(results, "rate")
@@ -100,6 +99,11 @@ def training_chart(results: str | Path | Sequence[dict], path: str | Path, name:
     bottom.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     bottom.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
+
+
+def _best(measured: np.ndarray, maps: np.ndarray) -> str:
+    """The last mAP, and the best with its iteration, the last of equals, whose weights are kept"""
+    return f", mAP {maps[-1]:.1f} %, best {maps.max():.1f} % at {measured[maps == maps.max()][-1]:.0f}"
 
 
 def _draw_losses(axes, iterations: np.ndarray, losses: np.ndarray) -> list:
