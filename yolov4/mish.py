@@ -1,4 +1,4 @@
-"""Mish, x * tanh(softplus(x)), on a CPU: one exponential, over pieces that stay in the cache.
+"""Mish, x * tanh(softplus(x)), on a CPU: one exponential, over pieces that stay in the cache, in float32.
 Source: arXiv 1908.08681.  With t = 1 / (1 + e^x), tanh(softplus(x)) is 2 / (1 + t^2) - 1: no value overflows."""
 
 from collections.abc import Iterator
@@ -7,11 +7,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+TYPES = (torch.float32, torch.bfloat16)  # of x; what is computed is float32
 PIECE = 1 << 17  # values a thread takes at a time: fewer cost calls, more leave the cache
 
 
 class Mish(nn.Module):
-    """x of any shape -> the same shape; torch's own kernels but for float32 on a CPU.
+    """x of any shape -> the same shape; torch's own kernels but for float32 and bfloat16 on a CPU.
     Where no gradient is asked it overwrites x, as activations with inplace=True do."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -41,7 +42,7 @@ class PiecewiseMish(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> Tensor:
         (x,) = ctx.saved_tensors
         back = torch.empty_like(x)
-        _backward(x, _laid_out_as(x, gradient), back, -x.new_ones(()), x.new_zeros(()))
+        _backward(x, _laid_out_as(x, gradient), back, torch.tensor(-1.0), torch.tensor(0.0))
         return back
 
 
@@ -66,8 +67,8 @@ class NormalisedMish(torch.autograd.Function):
         y, mean, inverse = torch.native_batch_norm(x, -weight, -bias, *averages, True, momentum, eps)
         ctx.save_for_backward(x, weight, bias, mean, inverse)
         ctx.eps = eps
-        for y_, t in _pieces(y):
-            _of_minus(y_, t)
+        for minus, y_, t in _pieces((y,), y):
+            _of_minus(minus, y_, t)
         return y
 
     @staticmethod
@@ -85,22 +86,22 @@ class NormalisedMish(torch.autograd.Function):
 
 def _forward(x: Tensor, y: Tensor) -> None:
     """Fills y, which may be x."""
-    for x_, y_, t in _pieces(x, y):
-        _of_minus(torch.neg(x_, out=y_), t)
+    for x_, y_, t in _pieces((x,), y):
+        _of_minus(torch.neg(x_, out=y_), y_, t)
 
 
-def _of_minus(y: Tensor, t: Tensor) -> None:
-    """y becomes Mish of -y; t: room for as much."""
-    torch.sigmoid(y, out=t)
-    torch.addcmul(y.new_ones(()), t, t, out=t)  # 1 + t^2
-    y.addcdiv_(y, t, value=-2)
+def _of_minus(minus: Tensor, y: Tensor, t: Tensor) -> None:
+    """y, which may be `minus`, becomes Mish of -minus; t: room for as much."""
+    torch.sigmoid(minus, out=t)
+    torch.addcmul(t.new_ones(()), t, t, out=t)  # 1 + t^2
+    torch.addcdiv(minus, minus, t, value=-2, out=y)
 
 
 def _backward(x: Tensor, gradient: Tensor, back: Tensor, scale: Tensor, shift: Tensor) -> None:
     """Fills back with the gradient with respect to Mish's input, which is -(x * scale + shift), both () or (C,).
     It is gradient * (T + input s (1 - T^2)), where T is the tanh and s = 1 - t the logistic of the input."""
-    minus_one, one = x.new_tensor(-1.0), x.new_ones(())
-    for x_, gradient_, back_, t, minus in _pieces(x, gradient, back, rooms=2):
+    minus_one, one = scale.new_tensor(-1.0), scale.new_ones(())
+    for x_, gradient_, back_, t, minus in _pieces((x, gradient), back, rooms=2):
         by_channel = (-1, scale.numel())
         torch.addcmul(shift, x_.view(by_channel), scale, out=minus.view(by_channel))
         torch.sigmoid(minus, out=t)
@@ -112,7 +113,7 @@ def _backward(x: Tensor, gradient: Tensor, back: Tensor, scale: Tensor, shift: T
 
 
 def _takes_pieces(x: Tensor) -> bool:
-    return x.device.type == "cpu" and x.dtype == torch.float32 and not torch.compiler.is_compiling()
+    return x.device.type == "cpu" and x.dtype in TYPES and not torch.compiler.is_compiling()
 
 
 def _is_channels_last(x: Tensor) -> bool:
@@ -123,12 +124,17 @@ def _laid_out_as(x: Tensor, gradient: Tensor) -> Tensor:
     return gradient if gradient.stride() == x.stride() else torch.empty_like(x).copy_(gradient)
 
 
-def _pieces(*tensors: Tensor, rooms: int = 1) -> Iterator[tuple[Tensor, ...]]:
+def _pieces(inputs: tuple[Tensor, ...], output: Tensor, rooms: int = 1) -> Iterator[tuple[Tensor, ...]]:
     """Values of dense tensors of equal strides in the order of memory, piece by piece, whole pixels of all channels;
-    behind them `rooms` tensors of as many."""
-    pixel = tensors[0].shape[1] if tensors[0].ndim > 1 else 1
+    behind them `rooms` tensors of as many.  All are float32: of a narrower tensor copies, the output's written back."""
+    pixel = output.shape[1] if output.ndim > 1 else 1
     piece = max(PIECE * torch.get_num_threads() // max(pixel, 1), 1) * max(pixel, 1)
-    flat = [tensor.detach().as_strided((tensor.numel(),), (1,)) for tensor in tensors]
-    room = tensors[0].new_empty(rooms, min(piece, tensors[0].numel()))
-    for parts in zip(*(values.split(piece) for values in flat), strict=True):
-        yield *parts, *room[:, : len(parts[0])]
+    flat = [tensor.detach().as_strided((tensor.numel(),), (1,)) for tensor in (*inputs, output)]
+    room = torch.empty(len(flat) + rooms, min(piece, output.numel()))
+    for *parts, target in zip(*(values.split(piece) for values in flat), strict=True):
+        near = list(room[:, : len(target)])
+        wide = [part if part.dtype == torch.float32 else near.pop().copy_(part) for part in parts]
+        filled = target if target.dtype == torch.float32 else near.pop()
+        yield *wide, filled, *near[:rooms]
+        if filled is not target:
+            target.copy_(filled)
