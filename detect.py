@@ -39,6 +39,7 @@ def parse_arguments() -> argparse.Namespace:
     reconnect = "how long a camera or stream that breaks off is tried again (default %(default)s)"
     parser.add_argument("--reconnect", type=float, default=60, metavar="SECONDS", help=reconnect)
     parser.add_argument("--compile", action="store_true", help="by torch.compile: a minute more before the first image")
+    parser.add_argument("--half", choices=("bf16", "fp16"), help="half precision: faster on a GPU and on some CPUs")
     parser.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the best there is)")
     parser.add_argument("--out", default="runs/detect", help="folder for the pictures (default %(default)s)")
     parser.add_argument("--save-txt", action="store_true", help="OUT/labels/NAME.txt: class cx cy w h, for training")
@@ -77,8 +78,9 @@ def main() -> None:
         sources = [path for source in sources for path in expand(source)]
         keep_freed_memory()
         detector = Detector(
-            files.cfg, files.weights, files.names, arguments.device, arguments.letter_box, arguments.compile
-        )
+            files.cfg, files.weights, files.names, arguments.device, arguments.letter_box, arguments.compile,
+            arguments.half,
+        )  # fmt: skip
         output = Output(arguments.out, detector.names, sources, arguments.save_txt, arguments.json)
         session = Session(arguments, detector, output)
         try:

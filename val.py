@@ -36,6 +36,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--coco-results", metavar="FILE", help="write the detections there, for COCO's server")
     parser.add_argument("--batch", type=int, help="images at a time (default: 8 on a GPU, else 1)")
     parser.add_argument("--compile", action="store_true", help="by torch.compile: a minute more before the first image")
+    parser.add_argument("--half", choices=("bf16", "fp16"), help="half precision: faster on a GPU and on some CPUs")
     parser.add_argument("--device", help="cuda, cuda:1, mps, cpu (default: the best there is)")
     parser.add_argument(
         "--letter-box",
@@ -86,8 +87,9 @@ def main() -> None:
         check(arguments.protocols, arguments.coco_json)
         keep_freed_memory()
         detector = Detector(
-            files.cfg, files.weights, names or files.names, arguments.device, arguments.letter_box, arguments.compile
-        )
+            files.cfg, files.weights, names or files.names, arguments.device, arguments.letter_box, arguments.compile,
+            arguments.half,
+        )  # fmt: skip
         evaluator = collect(detector, images, difficult=difficult, batch=arguments.batch, progress=True)
         results = measure(
             evaluator, detector.names, arguments.protocols, iou_thresh=arguments.iou_thresh, points=arguments.points,

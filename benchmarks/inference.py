@@ -58,9 +58,10 @@ def engines(model: Darknet, folder: Path, images: torch.Tensor, arguments) -> It
         import openvino
 
         settings = {"INFERENCE_NUM_THREADS": arguments.threads, "PERFORMANCE_HINT": "LATENCY"}
-        settings["INFERENCE_PRECISION_HINT"] = "f32"  # as all others; by itself it takes bfloat16 where it is faster
-        openvino_network = openvino.compile_model(str(exported), "CPU", settings)
-        yield "OpenVINO, .onnx", lambda: openvino_network(images.numpy())
+        for precision, name in (("f32", "OpenVINO, .onnx"), ("bf16", "OpenVINO, .onnx, bf16")):
+            settings["INFERENCE_PRECISION_HINT"] = precision  # by itself it takes bfloat16 where it is faster
+            openvino_network = openvino.compile_model(str(exported), "CPU", settings)
+            yield name, lambda network=openvino_network: network(images.numpy())
 
 
 def torch_engines(model: Darknet, images: torch.Tensor, compiled: bool) -> Iterator[tuple[str, Callable]]:
@@ -70,6 +71,8 @@ def torch_engines(model: Darknet, images: torch.Tensor, compiled: bool) -> Itera
     device, last = torch.device("cpu"), images.to(memory_format=torch.channels_last)
     yield "torch, a plain port", decoding(with_torchs_mish(copy.deepcopy(model)), images)
     yield "torch, as detect.py", decoding(for_inference(copy.deepcopy(model), device), last)
+    narrow = torch.bfloat16
+    yield "torch, --half bf16", decoding(for_inference(copy.deepcopy(model), device, dtype=narrow), last.to(narrow))
     if compiled:
         yield "torch, --compile", decoding(for_inference(copy.deepcopy(model), device, compiled), last)
 

@@ -1,10 +1,12 @@
 #!/usr/bin/env python3
-"""Speed and memory of training, each variant in a process of its own, that take turns iteration by iteration.
+"""Speed and memory of training, each variant in a process of its own, that take turns iteration by iteration; several
+rounds with new processes, as one process keeps the luck that it had with its memory.
 `plain` is what an eager PyTorch port does: torch's Mish, channels first, freed memory given back to the system."""
 
 import argparse
 import resource
 import shlex
+import statistics
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -21,7 +23,7 @@ from yolov4.runs import one_line_errors
 from yolov4.sections import Network
 from yolov4.updates import Updater
 
-VARIANTS = ("ours", "plain")
+VARIANTS = ("ours", "ours, --amp bf16", "plain")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -30,7 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=416, help="width and height (default %(default)s)")
     parser.add_argument("--batch", type=int, default=2, help="images, in one mini-batch (default %(default)s)")
     parser.add_argument("--objects", type=int, default=10, help="truths an image (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="processes a variant (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="of new processes (default %(default)s)")
     parser.add_argument("--repeats", type=int, default=5, help="iterations a process (default %(default)s)")
     peer = 'another program to take turns with: prints {"seconds": of an iteration, "peak": bytes} as its last line'
     parser.add_argument("--peer", metavar="COMMAND", help=peer)
@@ -41,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
 class Step:
     """An iteration on random images and truths, both from a seed."""
 
-    def __init__(self, network: Network, size: int, batch: int, objects: int, plain: bool = False):
+    def __init__(self, network: Network, size: int, batch: int, objects: int, plain: bool = False, amp: str = "off"):
         network = at_size(network, size, batch=batch, subdivisions=1, max_batches=1_000_000)
         generator = torch.Generator().manual_seed(0)
         self.model = Darknet(network, generator)
@@ -50,7 +52,7 @@ class Step:
             self.model.register_forward_pre_hook(lambda _, arguments: (arguments[0].contiguous(),))
         else:
             self.model.to(memory_format=torch.channels_last)
-        self.updater = Updater(self.model, network.net, Processes(torch.device("cpu")))
+        self.updater = Updater(self.model, network.net, Processes(torch.device("cpu")), amp=amp)
         self.images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, generator=generator)
         owners = torch.arange(batch).repeat_interleave(objects)[:, None]
         classes = torch.randint(0, self.model.heads[0].classes, (len(owners), 1), generator=generator)
@@ -78,7 +80,8 @@ def serve(arguments: argparse.Namespace) -> None:
     plain = arguments.variant == "plain"
     if not plain:
         keep_freed_memory()
-    step = Step(read_cfg(arguments.cfg), arguments.size, arguments.batch, arguments.objects, plain)
+    amp = "bf16" if arguments.variant.endswith("bf16") else "off"
+    step = Step(read_cfg(arguments.cfg), arguments.size, arguments.batch, arguments.objects, plain, amp)
     for _ in sys.stdin:
         step()
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
@@ -106,29 +109,40 @@ def main() -> None:
             serve(arguments)
             return
         itself = [sys.executable, __file__, *sys.argv[1:], "--variant"]
-        children = {variant: Child([*itself, variant]) for variant in VARIANTS}
+        commands = {variant: [*itself, variant] for variant in VARIANTS}
         if arguments.peer:
-            children["peer"] = Child(shlex.split(arguments.peer))
-        seconds = medians({"product": matrix_product(), **children}, arguments.repeats)
-        for child in children.values():
-            child.process.stdin.close()
-            child.process.wait()
-    report(arguments, seconds, children)
+            commands["peer"] = shlex.split(arguments.peer)
+        rounds, peaks = zip(*(measure(commands, arguments.repeats) for _ in range(arguments.rounds)), strict=True)
+    report(arguments, rounds, peaks)
 
 
-def report(arguments: argparse.Namespace, seconds: dict[str, float], children: dict[str, Child]) -> None:
+def measure(commands: dict[str, list[str]], repeats: int) -> tuple[dict[str, float], dict[str, int]]:
+    """One round: seconds of an iteration, of a matrix product too, and bytes at the peak."""
+    children = {name: Child(command) for name, command in commands.items()}
+    seconds = medians({"product": matrix_product(), **children}, repeats)
+    for child in children.values():
+        child.process.stdin.close()
+        child.process.wait()
+    return seconds, {name: child.peak for name, child in children.items()}
+
+
+def report(arguments: argparse.Namespace, rounds: Sequence[dict[str, float]], peaks: Sequence[dict[str, int]]) -> None:
+    seconds = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
     rate = PRODUCT_FLOPS / seconds.pop("product")
     work = flops(plan_layers(at_size(read_cfg(arguments.cfg), arguments.size)), arguments.batch)
     ideal = work / rate
     print(machine())
     print(f"{arguments.cfg} at {arguments.size}, {arguments.batch} images of {arguments.objects} truths an iteration; "
           f"{work / 1e12:.3f} TFLOPs, at the {rate / 1e9:.0f} GFLOP/s of a matrix product {ideal:.2f} s")  # fmt: skip
+    others = [name for name in ("plain", "peer") if name in seconds]
     rows = [
-        (name, f"{value:.2f}", f"{arguments.batch / value:.2f}", f"{seconds['plain'] / value:.2f}",
-         f"{ideal / value:.2f}", f"{children[name].peak / 2**30:.2f}")
+        (name, f"{value:.2f}", " ".join(f"{each[name]:.2f}" for each in rounds), f"{arguments.batch / value:.2f}",
+         *(f"{seconds[other] / value:.2f}" for other in others), f"{ideal / value:.2f}",
+         f"{max(each[name] for each in peaks) / 2**30:.2f}")
         for name, value in seconds.items()
     ]  # fmt: skip
-    print(table(("", "s an iteration", "images/s", "of plain", "of the product's rate", "peak GiB"), rows))
+    header = "", "s an iteration", "rounds", "images/s", *(f"of {other}" for other in others)
+    print(table((*header, "of the product's rate", "peak GiB"), rows))
 
 
 if __name__ == "__main__":

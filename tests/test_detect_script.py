@@ -22,6 +22,7 @@ import torch
 from real_detections import REAL_MODELS, photograph, unmatched_detections
 
 from yolov4.cfg import parse_cfg
+from yolov4.inference import HALVES, for_inference
 from yolov4.model import Darknet
 from yolov4.output import Output, VideoFile
 from yolov4.predict import Detector
@@ -152,6 +153,21 @@ def test_help_is_quick(root):
         code += "finally: assert 'torch' not in sys.modules"
         done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=False)
         assert done.returncode == 0 and "--weights" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("half", ["bf16", "fp16"])
+def test_both_scripts_take_half_precision(call, run_folder, monkeypatch, half):
+    types = []
+
+    def watched(model, device, compiled, dtype):
+        types.append(dtype)
+        return for_inference(model, device, compiled, dtype)
+
+    monkeypatch.setattr("yolov4.predict.for_inference", watched)
+    for script, expected in (("detect", "cat: 100%"), ("val", "100.00")):
+        code, out, err = call(script, "--half", half, "--device", "cpu")
+        assert code == 0 and expected in out, err
+    assert types == [HALVES[half]] * 2
 
 
 def test_a_picture_is_drawn_saved_and_described(call, weights, tmp_path):

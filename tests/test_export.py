@@ -261,7 +261,7 @@ def test_other_scripts_and_settings_refuse_the_file(files, root):
     done = subprocess.run([sys.executable, root / "val.py", "--images", "x", "--weights", files["plain"]],
                           check=False, capture_output=True, text=True)  # fmt: skip
     assert done.returncode == 1 and "expected .weights or .pt" in done.stderr and done.stderr.count("\n") == 1
-    for options in ({"cfg": files["cfg"]}, {"device": "cuda"}, {"compiled": True}):
+    for options in ({"cfg": files["cfg"]}, {"device": "cuda"}, {"compiled": True}, {"half": "bf16"}):
         with pytest.raises(ValueError, match="expected no other cfg, device, compiler"):
             Detector(weights=files["plain"], **options)
 

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 from conftest import ROOT, settled, shared_files
+from test_deterministic import EVERYTHING
 
 from yolov4 import Darknet, save_weights
 from yolov4.cfg import parse_cfg
-from yolov4.inference import PackedConv2d, for_inference, pack
+from yolov4.inference import HALVES, PackedConv2d, for_inference, pack
 
 CFG = """[net]
 width=32
@@ -86,6 +87,28 @@ def test_outputs_at_any_batch_and_size(batch, size):
 def test_outputs_of_real_networks(path):
     model = settled(Darknet.from_cfg(path))
     same_outputs(model, torch.rand(1, 3, 96, 128, generator=torch.Generator().manual_seed(0)))
+
+
+def same_in_half(model: Darknet, half: str, tolerance: float) -> None:
+    """On the CPU; tolerance: of the root mean square, in standard deviations of the logits."""
+    model, dtype = settled(model).eval(), HALVES[half]
+    images = torch.rand(1, model.net.channels, 96, 128, generator=torch.Generator().manual_seed(0))
+    halved = for_inference(copy.deepcopy(model), torch.device("cpu"), dtype=dtype)
+    with torch.no_grad():
+        for found, wanted in zip(halved(images.to(dtype)), model(images), strict=True):
+            away = (found.float() - wanted).square().mean().sqrt() / wanted.std()
+            assert found.dtype == dtype and away < tolerance, away
+
+
+@pytest.mark.parametrize("path", shared_files("models/*/*.cfg"))
+def test_half_precision_of_real_networks(path):
+    same_in_half(Darknet.from_cfg(path), "bf16", 0.03)
+
+
+@pytest.mark.parametrize(("half", "tolerance"), [("bf16", 0.03), ("fp16", 0.004)])
+@pytest.mark.parametrize("text", [CFG, EVERYTHING], ids=["small", "every kind of layer"])
+def test_half_precision_of_every_kind_of_layer(text, half, tolerance):
+    same_in_half(Darknet(parse_cfg(text), torch.Generator().manual_seed(0)), half, tolerance)
 
 
 @pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs a C++ compiler")

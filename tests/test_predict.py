@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from real_detections import REAL_MODELS, photograph, unmatched_detections
+from torchvision.ops import box_iou
 
 from yolov4.cfg import parse_cfg
 from yolov4.checkpoint import load_network
@@ -194,6 +195,28 @@ def test_real_photographs_as_darknet(shared, golden, model):
         found, names = detector(path, 0.05)[0], detector.names
         objects = darknet_json(1, str(path), names, load_image(path).shape[1::-1], found)["objects"]
         assert unmatched_detections(model, wanted, objects) == [], path
+
+
+@pytest.mark.parametrize(("number", "half"), [(0, "bf16"), (1, "bf16"), (1, "fp16"), (2, "bf16")])
+def test_half_precision_finds_what_float32_finds(shared, golden, number, half):
+    """What one is sure of the other finds: real weights on real photographs."""
+    model = REAL_MODELS[number]
+    whole, halved = (Detector(*model.files(shared), device="cpu", half=kind) for kind in (None, half))
+    for wanted in golden(model.detections):
+        path = photograph(shared, wanted["image"])
+        for one, other in ((whole, halved), (halved, whole)):
+            sure, there = one(path, 0.25)[0], other(path, 0.1)[0]
+            alike = sure.labels[:, None] == there.labels
+            alike &= (sure.scores[:, None] - there.scores).abs() < 0.1
+            alike &= box_iou(sure.boxes, there.boxes) > 0.85
+            assert alike.any(1).all(), path
+
+
+def test_a_precision_that_is_none_is_refused(tmp_path):
+    save_weights(small_model(), tmp_path / "x.weights")
+    (tmp_path / "x.cfg").write_text(CFG.format(width=64, height=32, letter_box=0))
+    with pytest.raises(ValueError, match="half: found fp8, expected one of bf16, fp16"):
+        Detector(tmp_path / "x.cfg", tmp_path / "x.weights", half="fp8")
 
 
 def test_a_network_of_only_its_first_layers_is_refused(shared, tmp_path):

@@ -1,4 +1,4 @@
-"""A network made ready to detect: fused, channels last, and either packed for a CPU or compiled.
+"""A network made ready to detect: fused, channels last, in half precision if asked, and packed for a CPU or compiled.
 Source: the operators that torch's own compiler puts in the place of Conv2d (torch._inductor, mkldnn_fusion)."""
 
 from collections.abc import Callable
@@ -8,22 +8,26 @@ from torch import Tensor, nn
 
 from yolov4.model import Darknet
 
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
-def for_inference(model: Darknet, device: torch.device, compiled: bool = False) -> Callable[[Tensor], list[Tensor]]:
-    """images (B, C, h, w), channels last, without gradient -> logits of each head.  It takes the model over, which
-    then only detects, and is neither copied nor saved.
+
+def for_inference(
+    model: Darknet, device: torch.device, compiled: bool = False, dtype: torch.dtype = torch.float32
+) -> Callable[[Tensor], list[Tensor]]:
+    """images (B, C, h, w) of dtype, channels last, without gradient -> logits of each head, of dtype.  It takes the
+    model over, which then only detects, and is neither copied nor saved.
 
     compiled: by torch.compile, which takes a minute here instead of at the first images; on a GPU with CUDA graphs,
     whose outputs last until the next call.  Raises ValueError where it cannot be done, for want of a C++ compiler.
     """
-    model.fuse().to(device, memory_format=torch.channels_last)
+    model.fuse().to(device, dtype, memory_format=torch.channels_last)
     if not compiled:
         if device.type == "cpu":
             pack(model)
         return model
     options = {"mode": "reduce-overhead"} if device.type == "cuda" else {"options": {"freezing": True}}
     faster = torch.compile(model.requires_grad_(False), **options)
-    images = torch.zeros(1, model.net.channels, model.net.height, model.net.width, device=device)
+    images = torch.zeros(1, model.net.channels, model.net.height, model.net.width, device=device, dtype=dtype)
     try:
         with torch.no_grad():
             faster(images.to(memory_format=torch.channels_last))
@@ -34,9 +38,13 @@ def for_inference(model: Darknet, device: torch.device, compiled: bool = False) 
 
 
 def pack(model: Darknet) -> None:
-    """Packs the convolutions of a fused network on the CPU; the outputs are the same.  Does nothing where torch was
-    built without oneDNN."""
-    if not torch.backends.mkldnn.is_available():
+    """Packs the convolutions of a fused network on the CPU; the outputs are the same.  Does nothing where oneDNN does
+    not compute in the network's type, or is not there."""
+    dtype = next(model.parameters()).dtype
+    known = torch.backends.mkldnn.is_available() and (
+        dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    )
+    if not known:
         return
     for layer, module in zip(model.plan, model.layers, strict=True):
         if isinstance(module, nn.Sequential) and isinstance(module[0], nn.Conv2d):
@@ -44,7 +52,7 @@ def pack(model: Darknet) -> None:
 
 
 class PackedConv2d(nn.Module):
-    """A convolution without gradient; float32 (B, C, h, w) on the CPU.  Conv2d lays out its weights at every call,
+    """A convolution without gradient; (B, C, h, w) on the CPU.  Conv2d lays out its weights at every call,
     here they are laid out once as oneDNN wants them."""
 
     def __init__(self, convolution: nn.Conv2d, input_shape: tuple[int, int, int]):

@@ -22,7 +22,7 @@ from yolov4.cfg import names_of_classes
 from yolov4.checkpoint import load_network
 from yolov4.data import load_image
 from yolov4.decoding import Detections, detections_from_logits, fitted_size
-from yolov4.inference import for_inference
+from yolov4.inference import HALVES, for_inference
 from yolov4.model import Darknet
 from yolov4.runs import is_onnx
 from yolov4.runtime import OnnxNetwork
@@ -80,22 +80,27 @@ class Detector:
 
     cfg may be None where weights is a .pt checkpoint, and has to be for an .onnx by export.py, which ONNX Runtime runs
     on the CPU.  names: a list, a .names file, or None for those in the weights, else class numbers.  letter_box: None
-    takes the cfg's.  compiled: by torch.compile, see `for_inference`.  Raises ValueError for what does not fit.
+    takes the cfg's.  compiled: by torch.compile, see `for_inference`.  half: "bf16" or "fp16", of weights and values.
+    Raises ValueError for what does not fit.
     """
 
     def __init__(
-        self, cfg=None, weights=None, names=None, device=None, letter_box: bool | None = None, compiled: bool = False
-    ):
+        self, cfg=None, weights=None, names=None, device=None, letter_box: bool | None = None, compiled: bool = False,
+        half: str | None = None,
+    ):  # fmt: skip
         if is_onnx(weights):
-            if cfg is not None or device not in (None, "cpu") or compiled:
+            if cfg is not None or device not in (None, "cpu") or compiled or half:
                 raise ValueError(
-                    f"{weights}: holds its cfg and runs on the CPU, expected no other cfg, device, compiler"
+                    f"{weights}: holds its cfg and runs on the CPU, expected no other cfg, device, compiler, precision"
                 )
             model, device = OnnxNetwork(weights), "cpu"
             found = model.names
         else:
             model, found = load_network(weights, cfg)
-        self._prepare_model(model, found if names is None else names, choose_device(device), letter_box, compiled)
+        if half not in (None, *HALVES):
+            raise ValueError(f"half: found {half}, expected one of {', '.join(HALVES)}")
+        names = found if names is None else names
+        self._prepare_model(model, names, choose_device(device), letter_box, compiled, HALVES.get(half, torch.float32))
 
     @classmethod
     def from_model(cls, model: Darknet, names=None, device=None, letter_box: bool | None = None) -> "Detector":
@@ -146,12 +151,13 @@ class Detector:
             prepared.close()
 
     def _prepare_model(
-        self, model: Darknet | OnnxNetwork, names, device: torch.device, letter_box: bool | None, compiled: bool = False
-    ) -> None:
-        self.device, self.net, self.heads = device, model.net, model.heads
+        self, model: Darknet | OnnxNetwork, names, device: torch.device, letter_box: bool | None,
+        compiled: bool = False, dtype: torch.dtype = torch.float32,
+    ) -> None:  # fmt: skip
+        self.device, self.dtype, self.net, self.heads = device, dtype, model.net, model.heads
         self.letter_box = self.net.letter_box if letter_box is None else letter_box
         self.names = names_of_classes(names, self.heads[-1].classes)
-        self.network = for_inference(model, device, compiled) if isinstance(model, Darknet) else model
+        self.network = for_inference(model, device, compiled, dtype) if isinstance(model, Darknet) else model
 
     def _read(self, source: Source) -> tuple[np.ndarray, Tensor]:
         image = source if isinstance(source, np.ndarray) else load_image(source)
@@ -188,7 +194,7 @@ class Detector:
         sources, images, pixels = zip(*group, strict=True)
         start = time.perf_counter()
         # by the order in memory that they have, which is the network's too
-        batch = torch.stack([each.permute(1, 2, 0) for each in pixels]).permute(0, 3, 1, 2).to(self.device)
+        batch = torch.stack([each.permute(1, 2, 0) for each in pixels]).permute(0, 3, 1, 2).to(self.device, self.dtype)
         sizes = [image.shape[1::-1] for image in images]
         if isinstance(self.network, OnnxNetwork):
             found = self.network.detections(batch, sizes, thresh, nms_thresh, self.letter_box)
