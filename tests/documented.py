@@ -52,7 +52,7 @@ WORDS = {
     r"--kills \d+": "--kills 1",
     r"(ablation\.py)": r"\1 --only base --seeds 1 --max-batches 2",
     r"(inference\.py|start\.py)": r"\1 --cfg X.cfg --repeats 1",
-    r"(training\.py)": r"\1 --cfg X.cfg --size 64 --repeats 1",
+    r"(training\.py)": r"\1 --cfg X.cfg --size 64 --repeats 1 --rounds 1",
     r"(loss\.py)": r"\1 --cfg X.cfg --size 64 --repeats 1",
     r"(data\.py)": r"\1 --size 64 --samples 8 --repeats 1",
     r"(benchmarks/evaluation\.py)": r"\1 --cfg X.cfg --size 64 --count 4 --candidates 10",
