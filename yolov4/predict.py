@@ -88,6 +88,8 @@ class Detector:
         self, cfg=None, weights=None, names=None, device=None, letter_box: bool | None = None, compiled: bool = False,
         half: str | None = None,
     ):  # fmt: skip
+        if half not in (None, *HALVES):
+            raise ValueError(f"half: found {half}, expected one of {', '.join(HALVES)}")
         if is_onnx(weights):
             if cfg is not None or device not in (None, "cpu") or compiled or half:
                 raise ValueError(
@@ -97,8 +99,6 @@ class Detector:
             found = model.names
         else:
             model, found = load_network(weights, cfg)
-        if half not in (None, *HALVES):
-            raise ValueError(f"half: found {half}, expected one of {', '.join(HALVES)}")
         names = found if names is None else names
         self._prepare_model(model, names, choose_device(device), letter_box, compiled, HALVES.get(half, torch.float32))
 
