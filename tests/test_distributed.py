@@ -90,7 +90,7 @@ def test_batch_normalisation_over_two_processes_is_that_of_one(root, tmp_path):
     environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "PYTHONPATH": str(root)}
     made = [sys.executable, root / "tests/sync_step.py"]
     finished(*(started(tmp_path, [*made, f"{rank}.pt"], RANK=str(rank), **environment) for rank in range(2)))
-    (first, messages), (second, others) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    (first, messages), (second, others) = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
     for name, expected in step(Processes(CPU)).items():
         shared = name not in ("output", "images", "bf16")
         found = first[name] if shared else torch.cat((first[name], second[name]))
