@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from yolov4 import plots
 from yolov4.decoding import Detections
 from yolov4.plots import class_colour, contact_sheet, draw_detections, draw_labels, training_chart
 
@@ -102,6 +103,21 @@ def test_chart_names_the_iteration_whose_weights_are_kept(tmp_path):
     training_chart([row | {"map": maps.get(row["iteration"], "")} for row in rows(20)], tmp_path / "chart.svg", "run")
     said = (tmp_path / "chart.svg").read_text()
     assert "mAP 25.0 %, best 75.0 % at 12 " in said
+
+
+def test_chart_of_a_long_training_shows_some_rows_the_last_and_all_with_a_map(tmp_path, monkeypatch):
+    monkeypatch.setattr(plots, "POINTS", 10)
+    maps = {33: 0.5, 60: 0.25}
+    with (tmp_path / "results.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["iteration", "loss", "rate", "map"])
+        writer.writeheader()
+        writer.writerows(row | {"map": maps.get(row["iteration"], "")} for row in rows(95))
+    numbers = [int(row["iteration"]) for row in plots.read_results(tmp_path / "results.csv")]
+    assert numbers == sorted([*range(5, 96, 10), 33, 60])
+    training_chart(tmp_path / "results.csv", tmp_path / "chart.svg")
+    assert "iteration 95, " in (tmp_path / "chart.svg").read_text()
+    (tmp_path / "results.csv").write_text("")
+    assert plots.read_results(tmp_path / "results.csv") == []
 
 
 def test_a_loss_that_is_no_number_is_left_out(tmp_path):

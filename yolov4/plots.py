@@ -14,6 +14,7 @@ from yolov4.decoding import Detections
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 GREY = 114
+POINTS = 10_000  # iterations that a chart shows at least, where there are so many
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
@@ -68,8 +69,7 @@ def training_chart(results: str | Path | Sequence[dict], path: str | Path, name:
     the first iterations hides nothing.
     """
     if isinstance(results, str | Path):
-        with Path(results).open(newline="", encoding="utf-8") as file:
-            results = list(csv.DictReader(file))
+        results = read_results(results)
     iterations, losses = _column(results, "loss")
     if not len(losses):
         return
@@ -99,6 +99,19 @@ def training_chart(results: str | Path | Sequence[dict], path: str | Path, name:
     bottom.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     bottom.grid(alpha=0.3)
     figure.savefig(path, dpi=110)
+
+
+def read_results(path: str | Path) -> list[dict[str, str]]:
+    """The rows of a results.csv that a chart shows: of a long training every n-th, counted from the last so that some
+    POINTS remain, and all with a mAP."""
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        last = sum(1 for _ in file) - 2  # from 0, after the header
+        file.seek(0)
+        rows = csv.reader(file)
+        header = next(rows, [])
+        step, at = last // POINTS + 1, header.index("map") if "map" in header else len(header)
+        kept = (row for number, row in enumerate(rows) if (last - number) % step == 0 or any(row[at : at + 1]))
+        return [dict(zip(header, row, strict=False)) for row in kept]
 
 
 def _best(measured: np.ndarray, maps: np.ndarray) -> str:
