@@ -14,7 +14,7 @@ from yolov4.decoding import Detections
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 GREY = 114
-POINTS = 10_000  # iterations that a chart shows at least, where there are so many
+POINTS = 10_000  # iterations that a chart shows at most, beside those with a mAP
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
@@ -102,8 +102,8 @@ def training_chart(results: str | Path | Sequence[dict], path: str | Path, name:
 
 
 def read_results(path: str | Path) -> list[dict[str, str]]:
-    """The rows of a results.csv that a chart shows: of a long training every n-th, counted from the last so that some
-    POINTS remain, and all with a mAP."""
+    """The rows of a results.csv that a chart shows: of a long training every n-th, counted from the last, and all with
+    a mAP."""
     with Path(path).open(newline="", encoding="utf-8") as file:
         last = sum(1 for _ in file) - 2  # from 0, after the header
         file.seek(0)
