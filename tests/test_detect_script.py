@@ -22,8 +22,8 @@ import torch
 from real_detections import REAL_MODELS, photograph, unmatched_detections
 
 from yolov4.cfg import parse_cfg
-from yolov4.inference import HALVES, for_inference
-from yolov4.model import Darknet
+from yolov4.inference import for_inference
+from yolov4.model import HALVES, Darknet
 from yolov4.output import Output, VideoFile
 from yolov4.predict import Detector
 from yolov4.session import Session, behind

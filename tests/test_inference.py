@@ -15,7 +15,8 @@ from test_deterministic import EVERYTHING
 
 from yolov4 import Darknet, save_weights
 from yolov4.cfg import parse_cfg
-from yolov4.inference import HALVES, PackedConv2d, for_inference, pack
+from yolov4.inference import PackedConv2d, for_inference, pack
+from yolov4.model import HALVES
 
 CFG = """[net]
 width=32

@@ -57,8 +57,7 @@ def collect(
         raise ValueError(f"{_name(images)}: found 0 boxes in {len(paths)} images, expected labels as in {first}")
     _warn_of_missing(paths)
     difficult_truths = _difficult_truths(difficult, len(paths), head.classes)
-    own = isinstance(model, Detector)
-    detector = model if own else Detector.from_model(model, device=device, letter_box=letter_box)
+    detector = model if isinstance(model, Detector) else Detector.from_model(model, None, device, letter_box)
     size = (model.net.width, model.net.height)
     settings = Settings(size=size, letter_box=detector.letter_box, thresh=thresh, nms_thresh=nms_thresh,
                         difficult=difficult is not None)  # fmt: skip

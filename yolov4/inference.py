@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from yolov4.model import Darknet
 
-HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
-
 
 def for_inference(
     model: Darknet, device: torch.device, compiled: bool = False, dtype: torch.dtype = torch.float32

@@ -17,6 +17,8 @@ from yolov4.plan import IMAGE, Layer, find_heads, maxpool_window, plan_layers
 from yolov4.sections import Convolutional, Dropout, Head, Network, Route, Yolo
 from yolov4.staged import DropBlock
 
+HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # half precision, as the scripts name it
+
 
 class Darknet(nn.Module):
     """A network as its sections say.

@@ -22,8 +22,8 @@ from yolov4.cfg import names_of_classes
 from yolov4.checkpoint import load_network
 from yolov4.data import load_image
 from yolov4.decoding import Detections, detections_from_logits, fitted_size
-from yolov4.inference import HALVES, for_inference
-from yolov4.model import Darknet
+from yolov4.inference import for_inference
+from yolov4.model import HALVES, Darknet
 from yolov4.runs import is_onnx
 from yolov4.runtime import OnnxNetwork
 
@@ -141,9 +141,13 @@ class Detector:
         """
         on_gpu = self.device.type == "cuda"
         batch = 1 if live else batch or (8 if on_gpu else 1)
-        # on a CPU the network takes all cores: a picture that is read meanwhile holds it up for longer than that takes
-        at_once, ahead = (batch, 2 * batch + WORKERS) if on_gpu else (max(batch, WORKERS), 0)
-        prepared = self._read_ahead(sources, *((1, 0) if live else (at_once, ahead)), on_error)
+        if live:
+            at_once, ahead = 1, 0
+        elif on_gpu:
+            at_once, ahead = batch, 2 * batch + WORKERS
+        else:  # the network takes all cores: a picture that is read meanwhile holds it up for longer than that takes
+            at_once, ahead = max(batch, WORKERS), 0
+        prepared = self._read_ahead(sources, at_once, ahead, on_error)
         try:
             while group := list(islice(prepared, batch)):
                 yield from self._predict(group, thresh, nms_thresh)

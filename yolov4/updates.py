@@ -13,14 +13,14 @@ from yolov4.adversarial import attack_loss, attack_rate, moved
 from yolov4.distributed import Processes, rolling_averages
 from yolov4.layers import Add, Implicit
 from yolov4.loss import DarknetLoss, HeadTerms
-from yolov4.model import Darknet
+from yolov4.model import HALVES, Darknet
 from yolov4.schedule import bias_rate, learning_rate, momentum
 from yolov4.sections import Convolutional, Net
 from yolov4.staged import growth, set_stage
 from yolov4.yolov5_loss import Yolov5Loss
 
 LOSSES = {"darknet": DarknetLoss, "yolov5": Yolov5Loss}
-AMP_TYPES = {"off": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+AMP_TYPES = {"off": None, **HALVES}
 SMALLEST_SCALE = 2.0**-16  # of float16 gradients, which start at 2^16: below it none has fitted for long
 
 
