@@ -1,4 +1,4 @@
-"""What the tests share: where the material lies, the golden results of Darknet, weights made from a seed.
+"""What the tests share: where the material lies, Darknet's golden results, weights from a seed.
 Source: ../shared/golden/README.md; a copy of the small golden files is in tests/golden."""
 
 import json
@@ -7,9 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from yolov4.plan import plan_layers
-from yolov4.sections import Convolutional, Network, Shortcut
+from yolov4.cfg import Convolutional, Network, Shortcut
+from yolov4.decoding import Detections
+from yolov4.graph import plan_layers
+from yolov4.metrics import Record
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = ROOT.parent / "shared"
@@ -18,20 +21,26 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def shared_files(*patterns: str) -> list:
-    """Parameters for a test on files of ../shared; one that skips and says why where there are none."""
+    """Parameters for a test on files of ../shared; one that is skipped if there are none."""
     found = [path for pattern in patterns for path in sorted(SHARED.glob(pattern))]
     missing = pytest.mark.skip(reason=f"{SHARED} has no {', '.join(patterns)}")
-    return [pytest.param(path, id=path.stem) for path in found] or [pytest.param(None, marks=missing)]
+    return [pytest.param(path, id=path.stem) for path in found] or [
+        pytest.param(None, marks=missing)
+    ]
 
 
 def golden_names(folder: str) -> list[str]:
     """Names of the golden files NAME.npz of a folder, wherever they lie."""
-    found = {path.stem for place in (ROOT / "tests", SHARED) for path in (place / "golden" / folder).glob("*.npz")}
+    found = {
+        path.stem
+        for place in (ROOT / "tests", SHARED)
+        for path in (place / "golden" / folder).glob("*.npz")
+    }
     return sorted(found)
 
 
 def settled(model):
-    """The model with rolling variances of 1: fresh ones are 0, as in Darknet, and outputs without training explode."""
+    """The model with running variances of 1: with fresh ones, 0 as in Darknet, outputs explode."""
     for name, buffer in model.named_buffers():
         if name.endswith("running_var"):
             buffer.fill_(1.0)
@@ -54,7 +63,7 @@ def shared() -> Path:
 
 @pytest.fixture(scope="session")
 def golden():
-    """golden(name) reads a result of Darknet: .npz -> dict of arrays (0-d ones as plain values), .json."""
+    """golden(name) reads a result of Darknet: .json, or .npz -> dict of arrays and plain values."""
 
     def load(name: str):
         places = [place / "golden" / name for place in (ROOT / "tests", SHARED)]
@@ -64,14 +73,16 @@ def golden():
         if path.suffix == ".json":
             return json.loads(path.read_text())
         with np.load(path) as arrays:
-            return {key: arrays[key] if arrays[key].ndim else arrays[key].item() for key in arrays.files}
+            return {
+                key: arrays[key] if arrays[key].ndim else arrays[key].item() for key in arrays.files
+            }
 
     return load
 
 
 @pytest.fixture(scope="session")
 def write_seeded_weights():
-    """write_seeded_weights(path, network, seed): the weights that the golden results were made with."""
+    """write_seeded_weights(path, network, seed): the weights behind the golden results."""
     return _write_seeded_weights
 
 
@@ -95,3 +106,19 @@ def _write_seeded_weights(path: Path, network: Network, seed: int) -> None:
             if isinstance(network.sections[layer.index + 1], Shortcut):
                 bound *= 0.2  # the sums of deep networks stay near 1
             uniform(section.filters * fan_in, -bound, bound).tofile(file)
+
+
+def make_record(found, truths, difficult=(), path="a.jpg", size=(100, 100)) -> Record:
+    """found: (class, score, left), truths and difficult: (class, left); boxes of 10 x 10 pixels in
+    one row of an image of size"""
+    values = torch.tensor(found, dtype=torch.float32).reshape(-1, 3)
+    boxes = values[:, 2:] * torch.tensor((1, 0, 1, 0)) + torch.tensor((0, 0, 10, 10))
+
+    def labels(rows) -> torch.Tensor:
+        rows = torch.tensor(
+            [(label, left + 5, 5, 10, 10) for label, left in rows], dtype=torch.float32
+        )
+        return rows.reshape(-1, 5) / torch.tensor((1, *size, *size))
+
+    detections = Detections(boxes, values[:, 1], values[:, 0].long())
+    return Record(Path(path), size, detections, labels(truths), labels(difficult))

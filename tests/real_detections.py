@@ -1,4 +1,4 @@
-"""Darknet's results for the real models: where they lie, and what counts as the same detections.
+"""Darknet's detections by the real models, and what counts as the same.
 Source: ../shared/golden/README.md, detections_real."""
 
 from pathlib import Path
@@ -16,13 +16,13 @@ class RealModel(NamedTuple):
 
 
 REAL_MODELS = [
-    RealModel("yolov3-tiny", "detections_real/yolov3-tiny.thresh05.json"),
-    RealModel("yolo-fastest-1.0-xl-voc", "detections_real/yolo-fastest-1.0-xl-voc.thresh05.json"),
-    RealModel("yolov4-tiny-apple", "detections_real/yolov4-tiny-apple-416.thresh05.json"),
-]
-
-# One detection depends on the JPEG decoder: with the pixels of Darknet's own (stb_image) the network gives 0.5352 as
-# Darknet does, with libjpeg's, which differ by 3 grey levels at most, 0.5516.
+    RealModel(folder, f"detections_real/{folder}{size}.thresh05.json")
+    for folder, size in (
+        ("yolov3-tiny", ""), ("yolo-fastest-1.0-xl-voc", ""), ("yolov4-tiny-apple", "-416"),
+    )
+]  # fmt: skip
+# One detection depends on the JPEG decoder: with the pixels of Darknet's own (stb_image) the
+# network gives 0.5352 as Darknet does, with libjpeg's, at most 3 grey levels away, 0.5516.
 DECODER_MATTERS = {("yolo-fastest-1.0-xl-voc", "horses.jpg"): 0.02}
 
 
@@ -31,23 +31,23 @@ def photograph(shared: Path, name: str) -> Path:
 
 
 def unmatched_detections(model: RealModel, wanted: dict, objects: list[dict]) -> list[dict]:
-    """What has no partner in the other: class equal, confidence within 0.01, box within 0.005.
+    """Those without a partner: class equal, confidence within 0.01, box within 0.005.
 
-    wanted: an entry of the golden file; objects: those of Darknet's .json.  What is within 0.01 of the threshold of
-    0.05 may come and go.
+    wanted: an entry of the golden file; objects: those of the .json.  What is within 0.01 of the
+    threshold of 0.05 may come and go.
     """
     tolerance = DECODER_MATTERS.get((model.folder, Path(wanted["image"]).name), 0.01)
-    left, lonely = [{**each, **each["relative_coordinates"]} for each in objects], []
-    for each in wanted["detections"]:
-        partner = next((other for other in left if _same(each, other, tolerance)), None)
-        if partner is None:
-            lonely.append(each)
-        else:
-            left.remove(partner)
-    return [each for each in lonely + left if each["confidence"] > 0.06]
-
-
-def _same(a: dict, b: dict, tolerance: float) -> bool:
     keys = ("center_x", "center_y", "width", "height")
-    near = abs(a["confidence"] - b["confidence"]) <= tolerance and all(abs(a[key] - b[key]) <= 0.005 for key in keys)
-    return near and a["class_id"] == b["class_id"]
+    left, lonely = [{**each, **each["relative_coordinates"]} for each in objects], []
+
+    def same(a: dict, b: dict) -> bool:
+        near = all(abs(a[key] - b[key]) <= 0.005 for key in keys)
+        confident = abs(a["confidence"] - b["confidence"]) <= tolerance
+        return a["class_id"] == b["class_id"] and near and confident
+
+    for each in wanted["detections"]:
+        if partner := next((other for other in left if same(each, other)), None):
+            left.remove(partner)
+        else:
+            lonely.append(each)
+    return [each for each in lonely + left if each["confidence"] > 0.06]

@@ -1,10 +1,15 @@
-"""`darknet detector map` in plain loops over everything, to compare the real one with.
-Source: Darknet's src/detector.c, validate_detector_map, in own words."""
+"""`darknet detector map` and the evaluation of the VOC devkit in plain loops, to compare with.
+Source: Darknet's src/detector.c, validate_detector_map; VOCevaldet.m and VOCap.m, in own words."""
+
+import math
 
 
 def iou(a, b) -> float:
+    """Of two boxes cx, cy, w, h."""
     sides = [
-        min(a[i] + a[i + 2] / 2, b[i] + b[i + 2] / 2) - max(a[i] - a[i + 2] / 2, b[i] - b[i + 2] / 2) for i in (0, 1)
+        min(a[i] + a[i + 2] / 2, b[i] + b[i + 2] / 2)
+        - max(a[i] - a[i + 2] / 2, b[i] - b[i + 2] / 2)
+        for i in (0, 1)
     ]
     if min(sides) <= 0:
         return 0.0
@@ -12,15 +17,9 @@ def iou(a, b) -> float:
 
 
 def slow_map(images, classes, iou_thresh, points):
-    """images: (rows label, score, box; truths; difficult) -> ap, tp, fp, iou_sum, count, by loops over everything."""
-    kept, found, tp, fp, sums, truths = (
-        [],
-        set(),
-        [0] * classes,
-        [0] * classes,
-        [0.0] * classes,
-        [0] * classes,
-    )
+    """images: (rows label, score, box; ground truth; difficult) -> ap, tp, fp, iou_sum, count."""
+    kept, found = [], set()
+    tp, fp, sums, truths = ([0] * classes for _ in range(4))
     for number, (rows, image_truths, difficult) in enumerate(images):
         seen = set()
         for label, score, *box in rows:
@@ -40,18 +39,17 @@ def slow_map(images, classes, iou_thresh, points):
             seen.add(match)
         for row in image_truths:
             truths[int(row[0])] += 1
-    curves = [[] for _ in range(classes)]
-    counts = [[0, 0] for _ in range(classes)]
+    hits = [[] for _ in range(classes)]
     for _, label, match in sorted(kept, key=lambda row: -row[0]):
-        hit = match is not None and match not in found
+        hits[label].append(match is not None and match not in found)
         found.add(match)
-        counts[label][not hit] += 1
-        hits, misses = counts[label]
-        curves[label].append((hits / max(truths[label], 1), hits / (hits + misses)))
-    return [slow_ap(curve, points) for curve in curves], tp, fp, sums, len(kept)
+    ap = [slow_ap(*each, points) for each in zip(hits, truths, strict=True)]
+    return ap, tp, fp, sums, len(kept)
 
 
-def slow_ap(curve, points):
+def slow_ap(hits, truths, points):
+    tp = [sum(hits[: index + 1]) for index in range(len(hits))]
+    curve = [(found / max(truths, 1), found / index) for index, found in enumerate(tp, 1)]
     if points:
         wanted = [k * (1 / (points - 1)) for k in range(points)]
         return sum(max([p for r, p in curve if r >= w], default=0.0) for w in wanted) / points
@@ -60,3 +58,34 @@ def slow_ap(curve, points):
         area += (recall - last) * max(p for _, p in curve[index:])
         last = recall
     return area
+
+
+def slow_voc(images, classes):
+    """images: (rows of class, score, xmin, ymin, xmax, ymax; truths of class, difficult, xmin,
+    ymin, xmax, ymax) -> AP of VOC2007, of VOC2010 by class; nan where no ground truth counts."""
+
+    def centred(box):
+        """With the devkit's extra pixel"""
+        left, top, right, bottom = box
+        sides = right - left + 1, bottom - top + 1
+        return left + sides[0] / 2, top + sides[1] / 2, *sides
+
+    ap07, ap10 = [], []
+    for label in range(classes):
+        truths = [[row[1:] for row in rows if row[0] == label] for _, rows in images]
+        count = sum(not row[0] for rows in truths for row in rows)
+        rows = [
+            (s, i, box) for i, (found, _) in enumerate(images) for c, s, *box in found if c == label
+        ]
+        detected, hits = set(), []
+        for _, i, box in sorted(rows, key=lambda row: -row[0]):  # stable, as MATLAB's
+            overlaps = [iou(centred(box), centred(truth)) for _, *truth in truths[i]]
+            match = overlaps.index(max(overlaps)) if overlaps else None
+            if match is None or overlaps[match] < 0.5:
+                hits.append(False)
+            elif not truths[i][match][0]:  # else neither right nor wrong
+                hits.append((i, match) not in detected)
+                detected.add((i, match))
+        for ap, points in ((ap07, 11), (ap10, 0)):
+            ap.append(slow_ap(hits, count, points) if count else math.nan)
+    return ap07, ap10

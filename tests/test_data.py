@@ -1,5 +1,5 @@
-"""Reading of lists, labels and images, the report before training, samples.
-Source of what is expected: Darknet's src/data.c, src/utils.c, and cases worked by hand."""
+"""Lists, labels and images, the report before training, samples and their share among processes.
+Source of what is expected: Darknet's src/data.c, src/utils.c, src/detector.c, cases by hand."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from yolov4 import batches as batching
-from yolov4 import data
+from yolov4 import augment, data
 
-SHARED = Path(__file__).parents[1].parent / "shared"
-COLOURS = {"hue": 0.1, "saturation": 1.5, "exposure": 1.5, "blur": 0, "gaussian_noise": 0}
-NET = {**COLOURS, "flip": 1, "letter_box": 0, "mosaic": 1, "mixup": 0, "mixup_share": 0.0, "mosaic_bound": 0}
+NET = {"width": 96, "height": 64, "resize_step": 32, "batch": 8, "subdivisions": 4,
+       "max_batches": 1000, "hue": 0.1, "saturation": 1.5, "exposure": 1.5, "blur": 0,
+       "gaussian_noise": 0, "flip": 1, "letter_box": 0, "mosaic": 1, "mixup": 0,
+       "mixup_share": 0.0, "mosaic_bound": 0}  # fmt: skip
 
 
 def net_of(**keys):
@@ -27,18 +27,13 @@ def head_of(**keys):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Five images of their own grey; 0 has two boxes, 1 an empty label file, 2 none, 3 and 4 one box each."""
-    labels = [
-        "0 0.5 0.5 0.5 0.5\n1 0.25 0.25 0.2 0.2\n",
-        "",
-        None,
-        "2 0.5 0.5 0.9 0.9\n",
-        "1 0.6 0.6 0.3 0.3",
-    ]
+    """Five images of their own grey; 0 has two boxes, 1 none, 2 no label file, 3 and 4 one each."""
+    first = "0 0.5 0.5 0.5 0.5\n1 0.25 0.25 0.2 0.2\n"
     for name in ("images", "labels"):
         (tmp_path / name).mkdir()
-    for index, text in enumerate(labels):
-        cv2.imwrite(str(tmp_path / f"images/{index}.png"), np.full((40, 60, 3), 40 * index + 20, np.uint8))
+    for index, text in enumerate([first, "", None, "2 .5 .5 .9 .9\n", "1 .6 .6 .3 .3"]):
+        grey = np.full((40, 60, 3), 40 * index + 20, np.uint8)
+        cv2.imwrite(str(tmp_path / f"images/{index}.png"), grey)
         if text is not None:
             (tmp_path / f"labels/{index}.txt").write_text(text)
     return tmp_path
@@ -56,24 +51,21 @@ def touch(path):
 
 
 def test_label_path_takes_the_folder_whose_file_exists(tmp_path):
-    image = tmp_path / "images" / "a" / "JPEGImages" / "my.images.JPG"
-    apart = tmp_path / "images" / "a" / "labels" / "my.images.txt"
+    image = tmp_path / "images/a/JPEGImages/my.images.JPG"
+    apart = tmp_path / "images/a/labels/my.images.txt"
     assert data.label_path(image) == apart  # neither exists
     beside = touch(image.with_suffix(".txt"))
     assert data.label_path(str(image)) == beside
     touch(apart)
     assert data.label_path(image) == apart
     assert data.label_path("images/val2017/1.jpeg") == Path("labels/val2017/1.txt")
-
-
-def test_label_path_never_replaces_inside_a_name():
     for image in ("my_images/images.jpg", "JPEGImages2/x.jpg", "a/images.png"):
         assert data.label_path(image) == Path(image).with_suffix(".txt")
 
 
 def test_image_list(tmp_path, monkeypatch):
     here, there = tmp_path / "lists", tmp_path / "now"
-    for path in (here / "both.jpg", there / "both.jpg", there / "sub" / "only.jpg"):
+    for path in (here / "both.jpg", there / "both.jpg", there / "sub/only.jpg"):
         touch(path)
     monkeypatch.chdir(there)
     absolute = touch(tmp_path / "é ü.jpg")
@@ -81,9 +73,10 @@ def test_image_list(tmp_path, monkeypatch):
     (here / "train.txt").write_text(text, encoding="utf-8", newline="")
     images = data.read_image_list(here / "train.txt")
     assert images == [here / "both.jpg", Path("sub/only.jpg"), absolute, here / "nowhere.jpg"]
-    (here / "empty.txt").write_text("\n \n")
-    with pytest.raises(ValueError, match=r"empty\.txt: found no image path"):
-        data.read_image_list(here / "empty.txt")
+    for wrong in ("\n \n", "/\n", "1" * 300 + ".jpg\n"):
+        (here / "wrong.txt").write_text(wrong)
+        with pytest.raises(ValueError, match=r"wrong\.txt: found"):
+            data.read_image_list(here / "wrong.txt")
 
 
 def test_labels(tmp_path):
@@ -96,16 +89,14 @@ def test_labels(tmp_path):
     assert data.read_labels(path).shape == data.read_labels(tmp_path / "none.txt").shape == (0, 5)
 
 
-@pytest.mark.parametrize(
-    "row",
-    ["1 0.5 0.5 0.5", "1 .5 .5 .5 .5 0.9", "car .5 .5 .5 .5", "1.5 0 0 1 1", "-1 0 0 1 1", "0 nan 0 1 1"],
-)
+WRONG_ROWS = ["1 0.5 0.5 0.5", "1 .5 .5 .5 .5 0.9", "car .5 .5 .5 .5", "1.5 0 0 1 1", "-1 0 0 1 1"]
+
+
+@pytest.mark.parametrize("row", [*WRONG_ROWS, "0 nan 0 1 1"])
 def test_wrong_label_row_is_named(tmp_path, row):
-    path = tmp_path / "a.txt"
-    path.write_text(f"0 .5 .5 .1 .1\n\n{row}\n")
-    with pytest.raises(ValueError) as error:
-        data.read_labels(path)
-    assert str(error.value) == f'{path}:3: found "{row}", expected "class cx cy w h"'
+    (tmp_path / "a.txt").write_text(f"0 .5 .5 .1 .1\n\n{row}\n")
+    with pytest.raises(ValueError, match=rf'a\.txt:3: found "{row}"'):
+        data.read_labels(tmp_path / "a.txt")
 
 
 def test_load_image_kinds(tmp_path):
@@ -115,88 +106,96 @@ def test_load_image_kinds(tmp_path):
         image = data.load_image(path)
         assert image.shape == (4, 6, 3) and image.dtype == np.uint8
         assert image[0, 0].tolist() == ([7, 7, 7] if len(shape) == 2 else [1, 2, 3])
-    for content in (b"", b"no image at all"):
-        (tmp_path / "bad.jpg").write_bytes(content)
-        with pytest.raises(ValueError, match=rf"bad\.jpg: found {len(content)} bytes"):
-            data.load_image(tmp_path / "bad.jpg")
-    with pytest.raises(ValueError, match=r"gone\.jpg"):
-        data.load_image(tmp_path / "gone.jpg")
+    for content in (b"", b"no image at all", None):
+        path = tmp_path / f"{content}.jpg"
+        if content is not None:
+            path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"\.jpg: "):
+            data.load_image(path)
 
 
 def test_report_counts(folder, paths):
-    (folder / "images" / "5.png").write_bytes(b"no image")
-    (folder / "labels" / "4.txt").write_text("1 0.6 0.6 0.3 0.3\n0 0.5 0.5 0.01 0.5\n0 1.2 0.5 0.1 0.1")
-    report = data.inspect([*paths, folder / "images" / "5.png"], ["a", "b", "c"], (96, 64), "train.txt")
+    bad, four = folder / "images/5.png", folder / "labels/4.txt"
+    bad.write_bytes(b"no image")
+    four.write_text("1 0.6 0.6 0.3 0.3\n0 0.5 0.5 0.01 0.5\n0 1.2 0.5 0.1 0.1")
+    report = data.inspect([*paths, bad], ["a", "b", "c"], (96, 64), "train.txt")
     assert report.usable == paths and report.empty == 1 and report.boxes == {0: 3, 1: 2, 2: 1}
     lines = report.lines()
     assert lines[0] == "train.txt: 5 images, 3 with boxes, 1 empty, 6 boxes"
-    assert [line.split() for line in lines[1:4]] == [["a", "3"], ["b", "2"], ["c", "1"]]
     assert lines[4].strip() == "counters_per_class=3,2,1"  # ready to paste into a [yolo]
-    notes = "\n".join(lines[5:])
-    assert f"1 {data.NO_LABELS}, the first: {folder / 'labels' / '2.txt'}" in notes
-    assert f"1 {data.BAD_IMAGE}, the first: {folder / 'images' / '5.png'}" in notes
-    assert f"1 {data.TINY}, the first: {folder / 'labels' / '4.txt'}:2:" in notes
-    assert f"1 {data.BAD_BOX}, the first: {folder / 'labels' / '4.txt'}:3: found [1.2, 0.5" in notes
+    places = {what: str(found[0]) for what, found in report.findings.items()}
+    assert places.pop(data.NO_LABELS) == str(folder / "labels/2.txt")
+    assert places.pop("files that are no image") == str(bad)
+    assert places.pop("boxes below one pixel of the network (not trained)").startswith(f"{four}:2:")
+    assert places.pop("boxes out of range").startswith(f"{four}:3:") and not places
     report.check()
 
 
 def test_report_refuses_what_cannot_be_trained(folder, paths):
-    def problem(paths, names=("a", "b", "c")):
+    three = folder / "labels/3.txt"
+    for images, names, found in (
+        ([*paths, folder / "x.jpg"], "abc", f"found 1 {data.NO_IMAGE}: {folder}/x.jpg"),
+        (paths, "ab", f"found 1 {data.BAD_CLASS}: {three}:1: found class 2"),
+        (paths[1:3], "abc", "found 0 boxes"),
+    ):
         with pytest.raises(ValueError) as error:
-            data.inspect(paths, names, (96, 64), "train.txt").check()
-        return str(error.value)
+            data.inspect(images, names, (96, 64), "train.txt").check()
+        assert str(error.value).startswith(f"train.txt: {found}")
 
-    assert "found 1 images that do not exist" in problem([*paths, folder / "x.jpg"])
-    assert str(folder / "x.jpg") in problem([*paths, folder / "x.jpg"])
-    assert f"{folder / 'labels' / '3.txt'}:1: found class 2, expected 0..1" in problem(paths, "ab")
-    assert problem(paths[1:3]).startswith("train.txt: found 0 boxes") and "2.txt" in problem(paths[1:3])
-    assert "every label file is empty" in problem(paths[1:2])
+
+def test_report_of_coco128(shared):
+    root = shared / "datasets/coco128_val"
+    names = (root / "coco.names").read_text().splitlines()
+    report = data.inspect(sorted((root / "images").glob("*.jpg")), names, (416, 416))
+    report.check()
+    assert len(report.usable) == 128 and sum(report.boxes.values()) == 898
 
 
 def same(a, b):
     return torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) and a[2] == b[2]
 
 
-@pytest.mark.parametrize("keys", [{}, {"mosaic": 0, "mixup": 1}, {"mosaic": 0}, {"blur": 5, "gaussian_noise": 9}])
+VARIANTS = [{}, {"mosaic": 0, "mixup": 1}, {"mosaic": 0}, {"blur": 5, "gaussian_noise": 9}]
+
+
+@pytest.mark.parametrize("keys", VARIANTS)
 def test_sample_depends_on_seed_and_index_only(paths, keys):
-    training_set = batching.TrainingSet(paths, net_of(**keys), head_of(), seed=3)
-    forward = [training_set[index, (96, 64)] for index in range(12)]
-    backward = [training_set[index, (96, 64)] for index in reversed(range(12))][::-1]
-    assert all(map(same, forward, backward))
+    def samples(indices, **options):
+        found = data.TrainingSet(paths, net_of(**keys), head_of(), **{"seed": 3} | options)
+        return [found[index, (96, 64)] for index in indices]
+
+    forward = samples(range(12))
+    assert all(map(same, forward, samples(reversed(range(12)))[::-1]))
+    assert all(map(same, forward, samples(range(12), cache=1e-5)))  # one image of five fits
+    assert not any(map(same, forward, samples(range(12), seed=4)))
     image, labels, files, _ = forward[0]
     assert image.shape == (3, 64, 96) and image.dtype == torch.uint8 and image.is_contiguous()
-    assert labels.shape[1] == 5 and labels.dtype == torch.float32 and set(files) <= set(map(str, paths))
-    other = batching.TrainingSet(paths, net_of(**keys), head_of(), seed=4)
-    assert not any(same(other[index, (96, 64)], forward[index]) for index in range(12))
+    assert labels.dtype == torch.float32 and set(files) <= set(map(str, paths))
 
 
 def test_how_many_images_a_sample_is_made_of(paths):
     def share(count, **keys):
-        training_set = batching.TrainingSet(paths, net_of(**keys), head_of(), seed=0)
-        counts = [len(training_set[index, (32, 32)][2]) for index in range(200)]
+        training_set = data.TrainingSet(paths, net_of(**keys), head_of(), seed=0)
+        counts = [len(training_set[index, (32, 32)].files) for index in range(200)]
         assert set(counts) == {1, count}
         return counts.count(count) / 200
 
-    assert 0.4 < share(4) < 0.6 and 0.4 < share(4, mixup=1) < 0.6 and 0.4 < share(2, mosaic=0, mixup=1) < 0.6
-    assert share(1, mosaic=0) == 1
-    with pytest.raises(ValueError, match="mosaic=1 with letter_box=1"):
-        batching.TrainingSet(paths, net_of(letter_box=1), head_of(), seed=0)
+    assert 0.4 < share(4) < 0.6 and 0.4 < share(4, mixup=1) < 0.6
+    assert 0.4 < share(2, mosaic=0, mixup=1) < 0.6 and share(1, mosaic=0) == 1
+    with pytest.raises(ValueError, match="mosaic=1"):
+        data.TrainingSet(paths, net_of(letter_box=1), head_of(), seed=0)
 
 
-def test_sample_without_augmentation_is_the_picture_in_rgb(tmp_path):
+def test_sample_without_augmentation_is_the_image_in_rgb(tmp_path):
     image = np.random.default_rng(0).integers(0, 256, (32, 64, 3), dtype=np.uint8)
     cv2.imwrite(str(tmp_path / "a.png"), image)
     (tmp_path / "a.txt").write_text("1 0.5 0.5 0.25 0.5")
     net = net_of(mosaic=0, flip=0, hue=0, saturation=1, exposure=1)
-    sample = batching.TrainingSet([tmp_path / "a.png"], net, head_of(jitter=0, resize=1), 0)[5, (64, 32)]
-    assert np.array_equal(sample[0].numpy(), image[..., ::-1].transpose(2, 0, 1))
-    assert sample[1].tolist() == [[1, 0.5, 0.5, 0.25, 0.5]] and sample[2] == [str(tmp_path / "a.png")]
-
-
-def test_images_are_drawn_uniformly_with_replacement(paths):
-    training_set = batching.TrainingSet(paths, net_of(mosaic=0), head_of(), seed=0)
-    files = [training_set[index, (32, 32)][2][0] for index in range(500)]
-    assert all(70 < files.count(str(path)) < 130 for path in paths)
+    head = head_of(jitter=0, resize=1)
+    sample = data.TrainingSet([tmp_path / "a.png"], net, head, 0)[5, (64, 32)]
+    assert np.array_equal(sample.image.numpy(), image[..., ::-1].transpose(2, 0, 1))
+    assert sample.labels.tolist() == [[1, 0.5, 0.5, 0.25, 0.5]]
+    assert sample.files == [str(tmp_path / "a.png")]
 
 
 def test_collate():
@@ -204,23 +203,92 @@ def test_collate():
         return torch.zeros(3, 4, 6, dtype=torch.uint8), torch.rand(rows, 5), [f"{rows}.jpg"], []
 
     samples = [sample(2), sample(0), sample(1)]
-    images, targets, files, _ = batching.collate(samples)
+    images, targets, files, _ = data.collate(samples)
     assert images.shape == (3, 3, 4, 6) and images.dtype == torch.uint8
-    assert targets.shape == (3, 6) and targets.dtype == torch.float32 and targets[:, 0].tolist() == [0, 0, 2]
-    assert torch.equal(targets[:2, 1:], samples[0][1]) and files == [["2.jpg"], ["0.jpg"], ["1.jpg"]]
-    assert batching.collate([sample(0)])[1].shape == (0, 6)
+    assert targets.dtype == torch.float32 and targets[:, 0].tolist() == [0, 0, 2]
+    assert torch.equal(targets[:2, 1:], samples[0][1])
+    assert files == [["2.jpg"], ["0.jpg"], ["1.jpg"]]
+    assert data.collate([sample(0)])[1].shape == (0, 6)
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="needs ../shared/datasets/coco128_val")
-def test_report_of_coco128():
-    root = SHARED / "datasets" / "coco128_val"
-    names = (root / "coco.names").read_text().splitlines()
-    report = data.inspect(sorted((root / "images").glob("*.jpg")), names, (416, 416))
-    report.check()
-    assert len(report.usable) == 128 and sum(report.boxes.values()) == 898
+def test_sizes_of_random():
+    assert data.training_size(net_of(), head_of(), 17, 0) == (96, 64)
+    net, head = net_of(width=416, height=416), head_of(random=1)
+    sizes = [data.training_size(net, head, iteration, 0) for iteration in range(1000)]
+    assert all(len(set(sizes[start : start + 10])) == 1 for start in range(0, 1000, 10))
+    assert sizes[0] == (608, 608)  # round(1.4 * 13 + 1) * 32
+    assert set(sizes[910:]) == {(608, 608)} and len(set(sizes[:910])) >= 8
+    # the smallest: round(13 / 1.4 + 1) * 32; what v < 1 would make larger than 416 becomes 416
+    assert min(sizes)[0] == 320
+    assert all(width == height and width % 32 == 0 for width, height in sizes)
+    assert data.training_size(net, head_of(random=2), 3, 0) == (864, 864)
+    # 96 * 1.4 / 64 + 1 = 3.1
+    assert data.training_size(net_of(resize_step=64), head, 0, 0) == (192, 128)
 
 
-def test_a_line_of_a_list_that_no_file_can_be_named_is_one_sentence(tmp_path):
-    (tmp_path / "list.txt").write_text("a.jpg\n" + "1" * 300 + ".jpg\n")
-    with pytest.raises(ValueError, match=r"list\.txt: found 1{40}\.\.\., expected names of at most 255 bytes"):
-        data.read_image_list(tmp_path / "list.txt")
+@pytest.mark.parametrize(("factor", "side"), [(0.99, 416), (0.8, 352), (0.83, 384)])
+def test_size_below_one_never_grows(monkeypatch, factor, side):  # 13 * factor + 1 = 11.4, 11.79
+    monkeypatch.setattr(augment, "draw_factor", lambda rng, limit: factor)
+    net = net_of(width=416, height=416)
+    assert data.training_size(net, head_of(random=1), 50, 0) == (side, side)
+
+
+def batches(net, *arguments, **options):
+    found = data.mini_batches(net, head_of(), 0, *arguments, **options)
+    return [[index for index, _ in keys] for keys in found]
+
+
+def test_mini_batches_are_consecutive():
+    assert batches(net_of(), 3, 5) == [[n, n + 1] for n in range(24, 40, 2)]
+    assert batches(net_of(), 5, 5) == []
+    assert batches(net_of(), 0, 10)[12:] == batches(net_of(), 3, 10)  # resumed = never stopped
+
+
+@pytest.mark.parametrize("world", [2, 4, 8])
+def test_ranks_share_each_iteration(world):
+    ranks = [batches(net_of(), 1, 3, rank=rank, world=world) for rank in range(world)]
+    runs = len(ranks[0]) // 2
+    for iteration in range(2):
+        rows = [row for rank in ranks for row in rank[iteration * runs : (iteration + 1) * runs]]
+        start = 8 * (iteration + 1)
+        assert [index for row in rows for index in row] == list(range(start, start + 8))
+    assert all(len(rank) == max(4, world) // world * 2 for rank in ranks)
+
+
+@pytest.mark.parametrize(("subdivisions", "world"), [(3, 1), (4, 3)])
+def test_batch_that_cannot_be_cut(subdivisions, world):
+    with pytest.raises(ValueError, match=rf"batch=8, subdivisions={subdivisions}, {world} proc"):
+        batches(net_of(subdivisions=subdivisions), 0, 1, world=world)
+
+
+def test_workers_ranks_and_the_cache_give_the_same_samples(paths):
+    def load(start, end, workers=0, **options):
+        net, head = net_of(), head_of()
+        return list(data.training_batches(paths, net, head, 7, start, end, workers, **options))
+
+    alone = load(0, 2)
+    assert len(alone) == 8 and alone[0][0].shape == (2, 3, 64, 96)
+    halves = [load(0, 2, rank=rank, world=2) for rank in range(2)]
+    sharded = [*halves[0][:2], *halves[1][:2], *halves[0][2:], *halves[1][2:]]
+    for other in (load(0, 2, workers=2), load(0, 2, workers=2, cache=1), sharded):
+        assert all(map(same, alone, other))
+    assert all(map(same, alone[4:], load(1, 2)))
+
+
+def test_cached_images_are_not_read_again(paths, monkeypatch):
+    training_set = data.TrainingSet(paths, net_of(), head_of(), 0, cache=1)
+    monkeypatch.setattr(data, "load_image", None)
+    assert not any(training_set[index, (32, 32)].faults for index in range(9))
+
+
+def test_a_share_of_samples_is_blended_with_another_one(paths):
+    keys = {"mosaic": 0, "hue": 0, "saturation": 1, "exposure": 1}
+    plain, blended = (
+        data.TrainingSet(paths, net_of(**keys, mixup_share=s), head_of(), 3) for s in (0.0, 1)
+    )
+    for index in range(10):
+        one, blend = plain[index, (96, 64)], blended[index, (96, 64)]
+        assert len(blend.files) == 2 and blend.files[0] == one.files[0]
+        assert torch.equal(blend.labels[: len(one.labels)], one.labels)
+        levels = [40 * int(path[-5]) + 20 for path in blend.files]
+        assert min(levels) - 1 <= blend.image.float().median() <= max(levels) + 1

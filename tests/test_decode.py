@@ -9,22 +9,22 @@ import pytest
 import torch
 from conftest import golden_names
 
-from yolov4.cfg import parse_cfg, read_cfg
+from yolov4.cfg import Head, parse_cfg, read_cfg
 from yolov4.decoding import decode, detections_from_logits
-from yolov4.plan import find_heads, plan_layers
-from yolov4.sections import Head
+from yolov4.graph import find_heads, plan_layers
 
 
 def make_head(**keys):
-    anchors = keys.pop("anchors", ((10.0, 20.0),))
-    defaults = {
-        "mask": tuple(range(len(anchors))),
-        "classes": 2,
-        "num": len(anchors),
-        "index": 1,
-        "stride": 32,
-    }
-    return Head(**defaults | keys, anchors=anchors, all_anchors=anchors)
+    anchors = keys.setdefault("anchors", ((10.0, 20.0),))
+    mask = tuple(range(len(anchors)))
+    keys = {"mask": mask, "num": len(mask), "classes": 2, "index": 1, "stride": 32} | keys
+    return Head(**keys, all_anchors=anchors)
+
+
+def detect(logits, head=None, size=(32, 32), thresh=0.25, nms_thresh=0.45, **options):
+    """Detections of the first image."""
+    heads = [head or make_head()]
+    return detections_from_logits([logits], heads, size, thresh, nms_thresh, **options)[0]
 
 
 def heads_of(network):
@@ -32,16 +32,18 @@ def heads_of(network):
 
 
 def as_logits(layer_input, head):
-    """What Darknet's layer received -> logits: with new_coords it is behind the logistic already."""
+    """What Darknet's layer received -> logits: with new_coords it is after the logistic."""
     values = torch.from_numpy(layer_input)
     return values.double().logit() if head.new_coords else values
 
 
 def rows_of(detections, image_size):
-    """Detections -> (n, 6) class, probability, cx, cy, w, h relative, as the golden files have them."""
+    """Detections -> (n, 6) class, probability, cx, cy, w, h relative, as in the golden files."""
     boxes = detections.boxes.numpy() / np.tile(image_size, 2)
     centres, sizes = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
-    return np.concatenate((detections.labels[:, None], detections.scores[:, None], centres, sizes), 1)
+    return np.concatenate(
+        (detections.labels[:, None], detections.scores[:, None], centres, sizes), 1
+    )
 
 
 def assert_same_rows(found, expected):
@@ -63,13 +65,9 @@ def test_detections_are_darknets(name, when, golden):
     heads = heads_of(parse_cfg(case["cfg"]))
     size = tuple(int(side) for side in case["image_size"])
     nms_thresh = case["nms"] if when == "after" else 0
+    logits, letter_box = [as_logits(case["layer_input"], heads[0])], bool(case["letter_box"])
     (detections,) = detections_from_logits(
-        [as_logits(case["layer_input"], heads[0])],
-        heads,
-        size,
-        case["thresh"],
-        nms_thresh,
-        bool(case["letter_box"]),
+        logits, heads, size, case["thresh"], nms_thresh, letter_box
     )
     assert (detections.scores.diff() <= 0).all() and detections.labels.dtype == torch.int64
     assert_same_rows(rows_of(detections, size), case[when])
@@ -90,17 +88,22 @@ def test_decoded_values_are_those_of_darknets_layer(name, golden, root):
         for anchor, row, column in ((0, 0, 0), (2, h - 1, w - 1), (1, h // 2, w // 3)):
             x, y, tw, th = layer[anchor, :4, row, column].tolist()
             size = [4 * t * t if head.new_coords else math.exp(t) for t in (tw, th)]
-            wide, high = (scale * side for scale, side in zip(size, head.anchors[anchor], strict=True))
+            wide, high = (
+                scale * side for scale, side in zip(size, head.anchors[anchor], strict=True)
+            )
             expected = torch.tensor(((column + x) / w, (row + y) / h, wide / width, high / height))
-            torch.testing.assert_close(boxes[0, anchor, row, column], expected, rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(
+                boxes[0, anchor, row, column], expected, rtol=1e-4, atol=1e-5
+            )
 
 
 def test_one_cell_by_hand():
-    # anchor 10 x 20 in a network of 32 x 32; x = 0.5, y = logistic(ln 3) = 0.75, w = 10 * 2, h = 20 * 1
+    # anchor 10 x 20 in 32 x 32 pixels; x = 0.5, y = logistic(ln 3) = 0.75, w = 10 * 2, h = 20 * 1
     logits = torch.tensor([0, math.log(3), math.log(2), 0, -math.log(3), 0, 50]).view(1, 7, 1, 1)
     boxes, objectness, classes = decode(logits, make_head())
     torch.testing.assert_close(boxes.view(4), torch.tensor([0.5, 0.75, 0.625, 0.625]))
-    assert objectness.item() == pytest.approx(0.25) and classes.view(2).tolist() == pytest.approx([0.5, 1])
+    assert objectness.item() == pytest.approx(0.25)
+    assert classes.view(2).tolist() == pytest.approx([0.5, 1])
     boxes = decode(logits, make_head(scale_x_y=1.2)).boxes.view(4)
     torch.testing.assert_close(boxes, torch.tensor([0.5, 0.8, 0.625, 0.625]))  # 0.75 * 1.2 - 0.1
     boxes = decode(logits, make_head(scale_x_y=2.0, new_coords=True)).boxes.view(4)
@@ -109,15 +112,11 @@ def test_one_cell_by_hand():
 
 
 def test_grid_of_other_height_than_width_counts_columns_for_x():
-    boxes = decode(torch.zeros(2, 14, 2, 3), make_head(anchors=((16.0, 16.0), (32.0, 8.0)))).boxes
-    assert boxes.shape == (2, 2, 2, 3, 4)
+    logits = torch.zeros(2, 14, 2, 3, dtype=torch.bfloat16)
+    boxes = decode(logits, make_head(anchors=((16.0, 16.0), (32.0, 8.0)))).boxes
+    assert boxes.shape == (2, 2, 2, 3, 4) and boxes.dtype == torch.float32
     assert boxes[1, 0, 1, 2].tolist() == pytest.approx([2.5 / 3, 1.5 / 2, 16 / 96, 16 / 64])
     assert boxes[0, 1, 0, 1].tolist() == pytest.approx([1.5 / 3, 0.5 / 2, 32 / 96, 8 / 64])
-
-
-def test_logits_of_half_precision_decode_in_float32():
-    decoded = decode(torch.zeros(1, 7, 1, 1, dtype=torch.bfloat16), make_head())
-    assert all(values.dtype == torch.float32 for values in decoded)
 
 
 def one_object(objectness=0.9, classes=(0.8, 0.1), cell=(0, 0), grid=(1, 1)):
@@ -128,75 +127,48 @@ def one_object(objectness=0.9, classes=(0.8, 0.1), cell=(0, 0), grid=(1, 1)):
     return logits
 
 
-def test_box_is_in_pixels_of_the_original_image():
-    (found,) = detections_from_logits([one_object()], [make_head()], (640, 320), 0.25, 0.45)
-    assert found.labels.tolist() == [0] and found.scores.item() == pytest.approx(0.72)
-    # 10 x 20 of 32 x 32 around the centre of 640 x 320
-    assert found.boxes[0].tolist() == pytest.approx([320 - 100, 160 - 100, 320 + 100, 160 + 100], rel=1e-5)
-
-
-@pytest.mark.parametrize(("size", "expected"), [
-    ((64, 32), (32 - 10, 16 - 20, 32 + 10, 16 + 20)),
-    ((32, 64), (16 - 10, 32 - 20, 16 + 10, 32 + 20)),
+@pytest.mark.parametrize(("size", "letter_box", "expected"), [
+    ((640, 320), False, (320 - 100, 160 - 100, 320 + 100, 160 + 100)),  # 10 x 20 of 32 x 32
+    # the longer side fills the 32 pixels of the network: half of one is one of the image
+    ((64, 32), True, (32 - 10, 16 - 20, 32 + 10, 16 + 20)),
+    ((32, 64), True, (16 - 10, 32 - 20, 16 + 10, 32 + 20)),
 ])  # fmt: skip
-def test_letter_box_is_undone(size, expected):
-    # the longer side fills the network's 32 pixels: half a pixel of the network is one of the image
-    (found,) = detections_from_logits([one_object()], [make_head()], size, 0.25, 0.45, letter_box=True)
+def test_box_is_in_pixels_of_the_original_image(size, letter_box, expected):
+    found = detect(one_object(), size=size, letter_box=letter_box)
+    assert found.labels.tolist() == [0] and found.scores.item() == pytest.approx(0.72)
     assert found.boxes[0].tolist() == pytest.approx(expected, rel=1e-5)
 
 
-def test_several_classes_of_one_box_survive_and_thresh_is_exclusive():
-    head, logits = make_head(), one_object(0.8, (0.75, 0.5))
-    (found,) = detections_from_logits([logits], [head], (32, 32), 0.3, 0.45)
+def test_several_classes_of_one_box_survive_and_share_their_prediction():
+    logits = one_object(0.8, (0.75, 0.5))
+    found = detect(logits, thresh=0.3)
     assert found.labels.tolist() == [0, 1] and found.scores.tolist() == pytest.approx([0.6, 0.4])
-    assert detections_from_logits([logits], [head], (32, 32), 0.5, 0.45)[0].labels.tolist() == [0]
-    assert len(detections_from_logits([logits], [head], (32, 32), 0.7, 0.45)[0].scores) == 0
+    assert found.prediction.tolist() == [0, 0] and found[1:].labels.tolist() == [1]
+    assert detect(logits, thresh=0.5).labels.tolist() == [0]
+    nothing = detect(logits, thresh=0.7)
+    assert len(nothing) == 0 and nothing.boxes.shape == (0, 4)
 
 
-@pytest.mark.parametrize("logit_of_objectness", [0, 50])
-def test_exactly_thresh_does_not_pass(logit_of_objectness):
+@pytest.mark.parametrize("objectness", [0, 50])
+def test_exactly_thresh_does_not_pass(objectness):
     # objectness 0.5 and class 1, or the other way round: the product is 0.5
-    logits = torch.tensor([0.0, 0, 0, 0, logit_of_objectness, 50 - logit_of_objectness, -50]).view(1, 7, 1, 1)
-    (found,) = detections_from_logits([logits], [make_head()], (32, 32), 0.5, 0.45)
-    assert len(found.scores) == 0
-    assert len(detections_from_logits([logits], [make_head()], (32, 32), 0.49, 0.45)[0].scores) == 1
-
-
-def test_nothing_found_is_empty_and_typed():
-    (found,) = detections_from_logits([torch.full((1, 7, 2, 2), -20.0)], [make_head()], (64, 64), 0.25, 0.45)
-    assert found.boxes.shape == (0, 4) and found.scores.shape == (0,) and found.labels.dtype == torch.int64
+    logits = torch.tensor([0.0, 0, 0, 0, objectness, 50 - objectness, -50]).view(1, 7, 1, 1)
+    assert len(detect(logits, thresh=0.5)) == 0 and len(detect(logits, thresh=0.49)) == 1
 
 
 def test_images_of_a_batch_are_apart_and_each_has_its_size():
     logits = torch.cat((one_object(0.9), torch.full((1, 7, 1, 1), -20.0), one_object(0.6)))
-    found = detections_from_logits([logits], [make_head()], [(32, 32), (8, 8), (320, 32)], 0.25, 0.45)
-    assert [len(each.scores) for each in found] == [1, 0, 1]
-    alone = detections_from_logits([logits[2:]], [make_head()], (320, 32), 0.25, 0.45)[0]
+    sizes = [(32, 32), (8, 8), (320, 32)]
+    found = detections_from_logits([logits], [make_head()], sizes)
+    assert [len(each) for each in found] == [1, 0, 1]
+    alone = detect(logits[2:], size=(320, 32))
     assert torch.equal(found[2].boxes, alone.boxes) and torch.equal(found[2].scores, alone.scores)
-    assert found[0].scores.item() == pytest.approx(0.72)
 
 
 def test_heads_of_two_strides_suppress_each_other():
-    fine = make_head(stride=16)
-    coarse = make_head(stride=32, index=2)
-    logits = [one_object(0.9, cell=(0, 0), grid=(2, 2)), one_object(0.8)]
-    logits[0][0, :2, 0, 0] = 6  # the fine cell's corner lies at the middle of the image, as the coarse cell's centre
-    separate = detections_from_logits(logits, [fine, coarse], (32, 32), 0.25, 0)[0]
-    (found,) = detections_from_logits(logits, [fine, coarse], (32, 32), 0.25, 0.45)
-    assert len(separate.scores) == 2 and found.scores.tolist() == pytest.approx([0.72])
-
-
-def test_nms_kind_of_the_last_head_holds():
-    # a third of a side apart: IoU 0.5, less (d^2 / c^2)^0.6 only 0.355
-    anchors = ((16.0, 16.0), (16.0, 16.0))
-    logits = torch.cat((one_object(0.9), one_object(0.8)), 1)
-    logits[0, 0], logits[0, 7] = 0, math.log(2)
-    counts = [
-        len(
-            detections_from_logits([logits], [make_head(anchors=anchors, nms_kind=kind)], (32, 32), 0.25, 0.45)[
-                0
-            ].scores
-        )
-        for kind in ("default", "greedynms")
-    ]
-    assert counts == [1, 2]
+    heads = [make_head(stride=16), make_head(stride=32, index=2)]
+    logits = [one_object(0.9, grid=(2, 2)), one_object(0.8)]
+    logits[0][0, :2, 0, 0] = 6  # the fine cell's corner: the middle of the image, as the coarse one
+    (both,) = detections_from_logits(logits, heads, (32, 32), nms_thresh=0)
+    (found,) = detections_from_logits(logits, heads, (32, 32))
+    assert len(both) == 2 and found.scores.tolist() == pytest.approx([0.72])

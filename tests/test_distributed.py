@@ -1,49 +1,22 @@
-"""Several processes against one: real processes, at two addresses of this machine, started by torchrun.
-What one process gives with as many mini-batches, or with --sync-bn as one mini-batch, is what is expected."""
+"""Several processes against one with as many mini-batches, started as by torchrun."""
 
+import multiprocessing
 import os
 import signal
 import socket
 import subprocess
 import sys
+from types import SimpleNamespace
 
+import power_cut
 import pytest
 import torch
-from sync_step import step
-from test_training import CFG, command, settings, trained, write_pictures
+from test_training import CFG, command, trained, training, wait_for, work, write_cfg  # noqa: F401
+from test_updates import batches, network
 
-from yolov4.distributed import Processes, SyncBatchNorm
-from yolov4.model import Darknet
-from yolov4.training import Training
-
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node")
-CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def work(tmp_path):
-    write_pictures(tmp_path)
-    text = CFG.format(subdivisions=2, rate=0.002, iterations=8, random=1)
-    (tmp_path / "tiny.cfg").write_text(text.replace("[dropout]\nprobability=.2\n", ""))  # draws per process
-    return tmp_path
-
-
-def started(work, made, **environment):
-    environment = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(made, cwd=work, env=environment, start_new_session=True, **pipes)
-
-
-def finished(*processes):
-    """What each printed; all have to end well."""
-    try:
-        printed = ["".join(process.communicate(timeout=100)) for process in processes]
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                os.killpg(process.pid, signal.SIGKILL)
-    assert not any(process.returncode for process in processes), "\n".join(printed)
-    return printed
+from yolov4 import distributed, save_weights
+from yolov4.training import Updater
+from yolov4.weights import load_checkpoint
 
 
 def free_port():
@@ -52,70 +25,115 @@ def free_port():
         return str(free.getsockname()[1])
 
 
-def flags(work, name):
-    given = ["--data", work / "tiny.data", "--cfg", work / "tiny.cfg", "--name", name]
-    return [*given, "--workers", 0, "--eval-every", 0]
+def assert_close(found, expected):
+    """All parameters; running statistics are those of the first process alone."""
+    for key, tensor in expected.items():
+        if "running" not in key and "num_batches" not in key:
+            torch.testing.assert_close(found[key], tensor, rtol=1e-4, atol=1e-6, msg=key)
 
 
-def assert_same_models(work, *names):
-    one, two = (torch.load(work / "runs" / name / "last.pt", weights_only=True)["model"] for name in names)
-    assert one.keys() == two.keys()
-    for key, tensor in one.items():
-        if tensor.is_floating_point():
-            torch.testing.assert_close(two[key], tensor, rtol=1e-4, atol=1e-6, msg=lambda text, key=key: key + text)
-
-
-def test_two_machines_give_the_weights_of_one(root, work):
+def test_two_machines_give_the_weights_of_one(root, work):  # noqa: F811
     """The same images in the same mini-batches: two of one process, or one of each of two."""
+    text = CFG.format(subdivisions=2, rate=0.002, iterations=8, random=1)
+    # dropout draws anew in each process
+    (work / "tiny.cfg").write_text(text.replace("[dropout]\nprobability=.2\n", ""))
     trained(work, "one", eval_every=0)
-    port, processes = free_port(), []
+    flags = ["--data", work / "tiny.data", "--cfg", work / "tiny.cfg", "--name", "two"]
+    flags += ["--workers", 0, "--eval-every", 0]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    options = {"cwd": work, "env": environment, "text": True, "stderr": subprocess.STDOUT}
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=1", "--nnodes=2")
+    launcher += ("--master-addr=127.0.0.1", "--master-port", free_port())
+    processes = []
     for number, runs in enumerate(("runs", "elsewhere")):  # a disk each
-        launcher = (*TORCHRUN, "1", "--nnodes", "2", "--node-rank", str(number), "--master-addr", "127.0.0.1",
-                    "--master-port", port, "--local-addr", f"127.0.0.{number + 1}")  # fmt: skip
-        made = command(root, work, *flags(work, "two"), "--runs", work / runs, launcher=launcher)
-        processes.append(started(work, made, GLOO_SOCKET_IFNAME="lo"))
-    first, second = finished(*processes)
-    assert_same_models(work, "one", "two")
+        own = (f"--node-rank={number}", f"--local-addr=127.0.0.{number + 1}")
+        made = command(root, work, *flags, "--runs", work / runs, launcher=launcher + own)
+        processes.append(subprocess.Popen(made, stdout=subprocess.PIPE, **options))
+    try:
+        first, second = (process.communicate(timeout=100)[0] for process in processes)
+    finally:
+        for process in processes:
+            process.terminate()
+    assert not any(process.returncode for process in processes), first + second
+    one, two = (load_checkpoint(work / f"runs/{name}/last.pt")["model"] for name in ("one", "two"))
+    assert_close(two, one)
     assert "last.pt" in first and "tiny" not in second and not (work / "elsewhere").exists()
 
 
-def test_two_processes_with_sync_bn_give_the_weights_of_one_mini_batch(root, work):
-    trained(work, "one", eval_every=0, batch=8, subdivisions=1, sync_bn=True)
-    launcher = (*TORCHRUN, "2", "--standalone")
-    finished(started(work, command(root, work, *flags(work, "two"), "--sync-bn", "--batch", 8, launcher=launcher)))
-    assert_same_models(work, "one", "two")
+def updated(rank, environment, path):
+    """Three updates with attacks; at first the first layer gets no gradient."""
+    os.environ |= environment | {"RANK": str(rank)}
+    torch.set_num_threads(1)
+    torch.rand = lambda *_: torch.zeros(())  # below one half
+    _, rank, world = distributed.join(torch.device("cpu"))
+    model = network(subdivisions=4, net="adversarial_lr=500", convolution="stopbackward=2")
+    # an attack goes by the running statistics of the mini-batches before
+    model.layers[0][1] = torch.nn.Identity()
+    trained, stream = Updater(model, world=world), list(batches(12, 2))
+    for iteration in (1, 2, 3):
+        trained.update(iteration, stream[4 * iteration - 4 :][rank:4:world])
+    distributed.leave()
+    torch.save(model.state_dict(), path / f"{world}{rank}.pt")
 
 
-def test_batch_normalisation_over_two_processes_is_that_of_one(root, tmp_path):
-    environment = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port(), "PYTHONPATH": str(root)}
-    made = [sys.executable, root / "tests/sync_step.py"]
-    finished(*(started(tmp_path, [*made, f"{rank}.pt"], RANK=str(rank), **environment) for rank in range(2)))
-    (first, messages), (second, others) = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in range(2))
-    for name, expected in step(Processes(CPU)).items():
-        shared = name not in ("output", "images", "bf16")
-        found = first[name] if shared else torch.cat((first[name], second[name]))
-        assert not shared or torch.equal(first[name], second[name]), name
-        tolerance = {"rtol": 0.02, "atol": 0.02} if name == "bf16" else {"rtol": 1e-4, "atol": 1e-5}
-        torch.testing.assert_close(found, expected, **tolerance, msg=lambda text, name=name: f"{name}: {text}")
-    assert messages[0] == others[0] == ""  # the same iteration, images and weights
-    for number, said in enumerate((messages, others)):
-        assert all(text.startswith(f"process {number}: found another iteration") for text in said[1:])
+def test_attacks_and_stopped_gradients_are_those_of_one_process(tmp_path):
+    spawn = multiprocessing.get_context("spawn")
+    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    ranks = [
+        spawn.Process(target=updated, args=(rank, address | {"WORLD_SIZE": world}, tmp_path))
+        for rank, world in ((0, "1"), (0, "2"), (1, "2"))
+    ]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(100)
+        assert rank.exitcode == 0
+    one, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("10", "20", "21"))
+    before = network(convolution="stopbackward=2").state_dict()
+    assert not torch.equal(one["layers.0.0.weight"], before["layers.0.0.weight"])
+    assert_close(first, one)
+    assert_close(second, one)
 
 
-def test_the_death_of_another_process_is_one_sentence(work, monkeypatch):
-    def lost(*_):
-        raise RuntimeError("[gloo/transport/tcp/pair.cc:554] Connection closed by peer [127.0.0.2]:4242\nmore of it")
-
-    training = Training(settings(work, max_batches=9), work / "runs/run", say=lambda line: None)
-    monkeypatch.setattr(training.updater, "update", lost)
-    with pytest.raises(ValueError, match=r"^another process died \(.*4242\) at iteration 1, .*--resume .*run goes on$"):
-        training.run()
+def test_sync_bn_is_refused_where_it_cannot_be(work):  # noqa: F811
+    with pytest.raises(ValueError, match="--sync-bn needs GPUs"):
+        training(work, sync_bn=True)
 
 
-def test_sync_bn_leaves_one_process_as_it_is_and_refuses_cmbn():
-    network = Darknet.from_cfg(text=CFG.format(subdivisions=1, rate=0.1, iterations=8, random=0))
-    Processes(CPU).synchronise(network)
-    assert not any(isinstance(module, SyncBatchNorm) for module in network.modules())
-    text = CFG.format(subdivisions=1, rate=0.1, iterations=8, random=0).replace("normalize=1", "normalize=2", 1)
-    with pytest.raises(ValueError, match="--sync-bn: found CmBN in the cfg, expected batch_normalize=1"):
-        Processes(CPU).synchronise(Darknet.from_cfg(text=text))
+def test_synchronised_batch_norm_is_saved_and_evaluated_as_any(tmp_path):
+    """In training it needs GPUs; what reads and runs the network has to know it all the same."""
+    model = network()
+    model.layers[0][1].running_var.fill_(0.5)
+    images, paths = torch.rand(2, 3, 32, 32), [tmp_path / "a.weights", tmp_path / "b.weights"]
+    save_weights(model, paths[0])
+    expected = model.eval()(images)[0]
+    model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    save_weights(model, paths[1])
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    torch.testing.assert_close(model.fuse()(images)[0], expected)
+
+
+@pytest.mark.parametrize(("kills", "iterations", "processes"), [(5, 20, 1), (2, 12, 2)])
+def test_killed_at_any_moment_it_resumes_as_if_never_stopped(work, kills, iterations, processes):  # noqa: F811
+    assert power_cut.power_cuts(work, kills, iterations, seed=1, processes=processes)
+
+
+@pytest.mark.parametrize("victim", [0, 1])
+def test_of_two_processes_one_that_dies_ends_the_other_with_a_sentence(work, victim, capfd):  # noqa: F811
+    write_cfg(work, iterations=100000)
+    ranks = power_cut.start_ranks(2, work, "run")
+    wait_for((work / "runs/run/last.pt").exists, SimpleNamespace(poll=lambda: ranks[0].exitcode))
+    ranks[victim].kill()
+    ranks[1 - victim].join(60)
+    assert ranks[1 - victim].exitcode == 1
+    assert "another process died" in capfd.readouterr().err
+    assert load_checkpoint(work / "runs/run/last.pt")["iteration"] >= 2
+
+
+def test_a_kill_while_it_resumes_keeps_the_results(work):  # noqa: F811
+    write_cfg(work, iterations=8)
+    for count in (8, 5):
+        assert power_cut.run_once(work, "run", ("replace", count)) == -signal.SIGKILL
+    lines = (work / "runs/run/results.csv").read_text().splitlines()
+    numbers = [line.split(",")[0] for line in lines]
+    assert numbers == ["iteration", *map(str, range(1, len(lines)))] and len(lines) > 4

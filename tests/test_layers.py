@@ -1,50 +1,48 @@
-"""Layers worked out by loops and formulas: maxpool, shortcut, route, reorg, scales, activations, dropout.
-Source: Darknet's src/maxpool_layer.c, blas.c (shortcut_multilayer_cpu, reorg_cpu), activations.h."""
+"""Layers against loops over values, formulas and float64: pooling to Mish, CmBN and DropBlock.
+Source: Darknet's src/*_layer.c, blas.c, blas_kernels.cu, activations.h."""
 
 import math
 
 import pytest
 import torch
+from torch.nn import functional as F
 
-from yolov4.blueprint import build
-from yolov4.layers import ACTIVATIONS, Add, Concatenate, Implicit, MaxPool, Reorganise, Scale
+from yolov4 import layers
+from yolov4.cfg import Convolutional, Shortcut
+from yolov4.layers import ACTIVATIONS, CrossBatchNorm, DropBlock, Mish, growth, set_stage
 from yolov4.model import Darknet
-from yolov4.sections import Dropout, Shortcut
 
 
 def random(*shape, seed=0):
-    return torch.rand(shape, generator=torch.Generator().manual_seed(seed))
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize(("size", "stride", "padding"), [
-    (2, 2, 1), (2, 1, 1), (2, 2, 0), (3, 2, 2), (3, 1, 2), (5, 1, 4), (13, 1, 12), (3, 2, 0), (3, 2, 1),
+    (2, 2, 1), (2, 1, 1), (2, 2, 0), (3, 2, 2), (3, 1, 2), (5, 1, 4), (3, 2, 0), (3, 2, 1),
     (4, 2, 3),
 ])  # fmt: skip
 @pytest.mark.parametrize(("height", "width"), [(7, 10), (8, 5), (13, 13)])
 def test_maxpool_is_the_loop_over_windows(size, stride, padding, height, width):
-    x = -random(2, 3, height, width) - 1  # all negative: a border of zeros would win
-    shape = [(side + padding - size) // stride + 1 for side in (height, width)]
-    if min(shape) < 1:
-        pytest.skip("the window is larger than the image")
-    expected = torch.empty(2, 3, *shape)
-    for row in range(shape[0]):
-        for column in range(shape[1]):
+    x = -random(2, 3, height, width).abs() - 1  # all negative: a border of zeros would win
+    rows, columns = ((side + padding - size) // stride + 1 for side in (height, width))
+    expected = torch.empty(2, 3, rows, columns)
+    for row in range(rows):
+        for column in range(columns):
             top, left = row * stride - padding // 2, column * stride - padding // 2
             window = x[:, :, max(top, 0) : top + size, max(left, 0) : left + size]
             expected[:, :, row, column] = window.amax((2, 3))
-    assert torch.equal(MaxPool(size, stride, padding)(x), expected)
+    assert torch.equal(layers.MaxPool(size, stride, padding)(x), expected)
 
 
 @pytest.mark.parametrize("normalisation", ["none", "relu", "avg_relu", "softmax"])
 @pytest.mark.parametrize("weights_type", ["none", "per_feature", "per_layer", "per_channel"])
 def test_shortcut_is_the_loop_over_sources(weights_type, normalisation):
-    section = Shortcut(from_=(-3, -4), weights_type=weights_type, weights_normalization=normalisation)
-    module = Add(section, channels=4, sources=3)
-    sources = [random(2, channels, 2, 3, seed=channels) for channels in (4, 2, 6)]  # as many, fewer, more channels
+    keys = {"weights_type": weights_type, "weights_normalization": normalisation}
+    section = Shortcut(from_=(-3, -4), activation="leaky", **keys)
+    module = layers.Add(section, channels=4, sources=3)
+    sources = [random(2, channels, 2, 3, seed=channels) for channels in (4, 2, 6)]
     if weights_type != "none":
-        with torch.no_grad():
-            module.weight.copy_(torch.randn(module.weight.shape, generator=torch.Generator().manual_seed(1)))
-        assert module.weight.shape == (3, 4 if weights_type == "per_channel" else 1)
+        module.weight.data = random(3, 4 if weights_type == "per_channel" else 1)
     expected = torch.zeros(2, 4, 2, 3)
     for channel in range(4):
         weights = [1.0, 1.0, 1.0]
@@ -59,110 +57,52 @@ def test_shortcut_is_the_loop_over_sources(weights_type, normalisation):
         for source, weight in zip(sources, weights, strict=True):
             if channel < source.shape[1]:
                 expected[:, channel] += weight * source[:, channel]
-    torch.testing.assert_close(module(*sources).detach(), expected)
-
-
-def test_shortcut_applies_its_activation():
-    module = Add(Shortcut(from_=(-2,), activation="leaky"), channels=1, sources=2)
-    total = module(torch.full((1, 1, 1, 1), -3.0), torch.full((1, 1, 1, 1), 1.0))
-    assert total.item() == pytest.approx(-0.2)
+    torch.testing.assert_close(module(*sources).detach(), F.leaky_relu(expected, 0.1))
 
 
 def test_route_takes_its_group_of_every_source():
     first, second = random(1, 4, 2, 2), random(1, 6, 2, 2, seed=1)
-    assert torch.equal(Concatenate(1, 0)(first, second), torch.cat((first, second), 1))
-    assert torch.equal(Concatenate(2, 1)(first, second), torch.cat((first[:, 2:], second[:, 3:]), 1))
-    assert torch.equal(Concatenate(2, 0)(first), first[:, :2])
+    halves = torch.cat((first[:, 2:], second[:, 3:]), 1)
+    assert torch.equal(layers.Concatenate(1, 0)(first, second), torch.cat((first, second), 1))
+    assert torch.equal(layers.Concatenate(2, 1)(first, second), halves)
+    assert torch.equal(layers.Concatenate(2, 0)(first), first[:, :2])
 
 
 def test_scale_channels_and_sam_multiply():
-    """A factor a channel, a cell, a value; the activation comes after the product."""
+    """A factor per channel, cell or value; the activation comes after the product."""
     scaled = torch.tensor([[[[1.0, 2.0]], [[3.0, -4.0]]]])  # (1, 2, 1, 2)
-    a_channel, a_cell = torch.tensor([[[[2.0]], [[10.0]]]]), torch.tensor([[[[2.0, 10.0]]]])
-    assert Scale("linear")(a_channel, scaled).flatten().tolist() == [2, 4, 30, -40]
-    assert Scale("leaky")(a_cell, scaled).flatten().tolist() == [2, 20, 6, -4]
-    assert Scale("relu")(scaled, scaled.clone()).flatten().tolist() == [1, 4, 9, 16]
+    per_channel, per_cell = torch.tensor([[[[2.0]], [[10.0]]]]), torch.tensor([[[[2.0, 10.0]]]])
+    linear, leaky, relu = (
+        layers.Scale(ACTIVATIONS[name]()) for name in ("linear", "leaky", "relu")
+    )
+    assert linear(per_channel, scaled).flatten().tolist() == [2, 4, 30, -40]
+    assert leaky(per_cell, scaled).flatten().tolist() == [2, 20, 6, -4]
+    assert relu(scaled, scaled.clone()).flatten().tolist() == [1, 4, 9, 16]
 
 
 def loop_of_reorg(x, shape, stride):
-    """Darknet's loop over a shape (C, H, W) that it takes the values for, which is not always theirs."""
+    """Darknet's loop over a shape (C, H, W) that it takes the values for, not always theirs."""
     channels, height, width = shape
-    few = channels // stride**2
-    flat, out = x.reshape(len(x), -1), torch.empty(x.numel() // len(x))
-    images = []
-    for image in flat:
-        for k in range(channels):
-            for j in range(height):
-                for i in range(width):
-                    column, row = i * stride + k // few % stride, j * stride + k // few // stride
-                    place = column + width * stride * (row + height * stride * (k % few))
-                    out[i + width * (j + height * k)] = image[place]
-        images.append(out.clone())
-    return torch.stack(images)
+    few, flat = channels // stride**2, x.reshape(len(x), -1)
+    out = torch.empty_like(flat)
+    for k in range(channels):
+        for j in range(height):
+            for i in range(width):
+                column, row = i * stride + k // few % stride, j * stride + k // few // stride
+                index = column + width * stride * (row + height * stride * (k % few))
+                out[:, i + width * (j + height * k)] = flat[:, index]
+    return out
 
 
 @pytest.mark.parametrize("old", [True, False])
-@pytest.mark.parametrize(("channels", "height", "width", "stride"), [(8, 4, 6, 2), (9, 3, 6, 3), (4, 2, 2, 1)])
+@pytest.mark.parametrize(
+    ("channels", "height", "width", "stride"), [(8, 4, 6, 2), (9, 3, 6, 3), (4, 2, 2, 1)]
+)
 def test_reorg_is_darknets_loop(old, channels, height, width, stride):
     x = random(2, channels, height, width)
     after = (channels * stride**2, height // stride, width // stride)
     expected = loop_of_reorg(x, (channels, height, width) if old else after, stride)
-    assert torch.equal(Reorganise(stride, old)(x), expected.view(2, *after))
-
-
-def test_implicit_learns_from_all_images_and_reads_none():
-    module = Implicit(filters=3, atoms=2, mean=5.0, std=0.5)
-    module.reset_parameters(torch.Generator().manual_seed(0))
-    assert 4.5 <= module.weight.min() < module.weight.max() <= 5.5
-    out = module(torch.full((4, 1, 7, 7), float("nan")))
-    assert out.shape == (4, 3, 2, 1) and torch.equal(out[3], module.weight)
-    out.sum().backward()
-    assert (module.weight.grad == 4).all()
-
-
-GATED = """
-[net]
-width=32
-height=32
-channels=3
-[convolutional]
-filters=8
-size=3
-stride=2
-pad=1
-activation=linear
-[avgpool]
-[convolutional]
-filters={filters}
-activation=logistic
-[scale_channels]
-from=0
-[reorg]
-stride={stride}
-[implicit]
-filters={implicit}
-[scale_channels]
-from=-2
-"""
-
-
-def test_gates_have_the_shape_of_what_they_scale_and_cost_nothing():
-    model = Darknet.from_cfg(text=GATED.format(filters=8, stride=2, implicit=32))
-    assert [layer.output_shape for layer in model.plan] == [
-        (8, 16, 16), (8, 1, 1), (8, 1, 1), (8, 16, 16), (32, 8, 8), (32, 1, 1), (32, 8, 8)
-    ]  # fmt: skip
-    assert [layer.parameters for layer in model.plan] == [8 * 28, 0, 72, 0, 0, 32, 0]
-    assert [layer.flops > 0 for layer in model.plan] == [True, False, True, False, False, False, False]
-
-
-@pytest.mark.parametrize(("keys", "message"), [
-    ({"filters": 4}, r"cfg:16: \[scale_channels\] has 1 x 1 x 4 factors, expected 1 x 1 x 8"),
-    ({"stride": 3}, r"cfg:18: \[reorg\] stride=3 does not divide 16 x 16 x 8"),
-    ({"implicit": 31}, r"cfg:22: \[scale_channels\] has 1 x 1 x 31 factors, expected 1 x 1 x 32"),
-])  # fmt: skip
-def test_gates_that_do_not_fit_name_their_line(keys, message):
-    with pytest.raises(ValueError, match=message):
-        Darknet.from_cfg(text=GATED.format(**{"filters": 8, "stride": 2, "implicit": 32} | keys))
+    assert torch.equal(layers.Reorganise(stride, old)(x), expected.view(2, *after))
 
 
 FORMULAS = {
@@ -185,13 +125,173 @@ FORMULAS = {
 def test_activation_is_darknets_formula(name):
     points = [-30.0, -6.5, -2.0, -1.9, -0.3, 0.0, 0.4, 2.5, 7.0, 30.0]
     found = ACTIVATIONS[name]()(torch.tensor(points))
-    torch.testing.assert_close(found, torch.tensor([FORMULAS[name](x) for x in points]), rtol=1e-4, atol=1e-5)
+    expected = torch.tensor([FORMULAS[name](x) for x in points])
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_dropout_only_acts_in_training():
-    network = build("shapes")
-    sections = (network.sections[0], Dropout(probability=0.5), *network.sections[1:2])
-    model = Darknet(network._replace(sections=sections))
-    ones = torch.ones(1, 16, 8, 8)
-    assert (model.layers[1](ones) == 0).any()
-    assert torch.equal(model.eval().layers[1](ones), ones)
+@pytest.fixture(params=[1, 7, 1 << 17])
+def piece(request, monkeypatch):
+    """Sizes of a piece of Mish, so that the last one is full, partial, or the only one."""
+    monkeypatch.setattr(layers, "PIECE", request.param)
+
+
+EXTREMES = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 88.8, -88.8, 104.0, -104.0, 1e38, -1e38])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 4), (1, 1, 1, 10), (0, 2, 3, 3)])
+def test_mish_in_pieces_has_the_value_and_gradient_of_float64(piece, shape, layout, dtype):
+    x = EXTREMES.view(shape) if shape == (1, 1, 1, 10) else 4 * random(*shape)
+    x = x.to(dtype, memory_format=layout).requires_grad_()
+    exact, gradient = x.detach().double().requires_grad_(), random(*shape, seed=1).to(dtype)
+    y, expected = Mish()(x), F.mish(exact)
+    y.backward(gradient)  # of another layout than x
+    expected.backward(gradient.double())
+    rounding = {torch.float32: 1e-6, torch.bfloat16: 2**-8}[dtype]  # once: the rest is float32
+    for found, wanted in ((y, expected), (x.grad, exact.grad)):
+        assert found.stride() == x.stride() and found.dtype == dtype
+        torch.testing.assert_close(found.double(), wanted, rtol=rounding, atol=3e-6)
+    with torch.no_grad():  # overwrites, with the same values
+        again = x.detach().clone(memory_format=torch.preserve_format)
+        assert torch.equal(Mish()(again), y) and torch.equal(again, y)
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
+@pytest.mark.parametrize("shape", [(2, 3, 5, 4), (3, 8, 1, 2), (2, 64, 40, 40)])
+def test_convolution_with_mish_is_float64s_in_training(piece, shape, dtype, rtol):
+    """Batch norm and Mish as one function: value, gradients, running statistics."""
+    section = Convolutional(batch_normalize=1, filters=shape[1])
+    layer = layers.ConvolutionLayer(section, shape[1], "mish")
+    layer[0].weight.data = torch.eye(shape[1], dtype=dtype)[..., None, None]
+    for seed, values in enumerate((layer[1].weight, layer[1].bias)):
+        values.data = random(*values.shape, seed=seed)
+    exact = torch.nn.BatchNorm2d(shape[1], eps=1e-5, momentum=0.01).double()
+    exact.load_state_dict(layer[1].state_dict())
+    x = (3 * random(*shape) + 1).to(dtype, memory_format=torch.channels_last).requires_grad_()
+    wide, gradient = x.detach().double().requires_grad_(), random(*shape, seed=2).to(dtype)
+    y, expected = layer(x), F.mish(exact(wide))
+    y.backward(gradient)
+    expected.backward(gradient.double())
+    found = (y, x.grad, *(each.grad for each in layer[1].parameters()), *layer[1].buffers())
+    wanted = (expected, wide.grad, *(each.grad for each in exact.parameters()), *exact.buffers())
+    for one, other in zip(found, wanted, strict=True):
+        atol = rtol / 5 * max(float(other.detach().abs().max()), 1)
+        torch.testing.assert_close(one.double(), other.double(), rtol=rtol, atol=atol)
+
+
+CFG = """
+[net]
+width=32
+height=32
+channels=3
+[convolutional]
+batch_normalize={normalise}
+filters=4
+size=3
+stride=4
+pad=1
+activation=leaky
+[dropout]
+{dropout}
+"""
+
+
+def model(normalise="1", dropout="dropblock=1"):
+    return Darknet.from_cfg(text=CFG.format(normalise=normalise, dropout=dropout))
+
+
+def cross_norm():
+    module = CrossBatchNorm(2, eps=1e-5, momentum=0.01)
+    module.weight.data, module.bias.data = torch.tensor([1.5, -0.5]), torch.tensor([0.2, 0.1])
+    return module
+
+
+def test_cmbn_is_the_loop_over_mini_batches():
+    """The mean of the statistics of mini-batches 1..n normalises; running statistics take it."""
+    module, mean_so_far, squares_so_far = cross_norm(), 0.0, 0.0
+    running_mean, running_variance = 0.0, 1.0
+    for number in range(3):
+        x = random(2, 2, 3, 2, seed=number) * (number + 1) + number
+        values = x[:, 1].flatten().tolist()
+        mean = sum(values) / 12
+        squares = max(sum(v * v for v in values) / 11, mean * mean)
+        mean_so_far = (mean_so_far * number + mean) / (number + 1)
+        squares_so_far = (squares_so_far * number + squares) / (number + 1)
+        variance = max(squares_so_far - mean_so_far**2, 0)
+        running_mean = 0.99 * running_mean + 0.01 * mean_so_far
+        running_variance = 0.99 * running_variance + 0.01 * variance
+        set_stage(module, 1.0, number)
+        expected = (x[:, 1] - mean_so_far) / math.sqrt(variance + 1e-5) * -0.5 + 0.1
+        torch.testing.assert_close(module(x)[:, 1].detach(), expected, rtol=1e-5, atol=1e-5)
+    assert module.running_mean[1].item() == pytest.approx(running_mean, rel=1e-5)
+    assert module.running_var[1].item() == pytest.approx(running_variance, rel=1e-5)
+    set_stage(module, 1.0, 0)  # the next batch starts anew
+    assert torch.equal(module(x), cross_norm()(x))
+
+
+def test_cmbn_has_cudnns_gradient_for_the_statistics_it_used():
+    """Darknet gives cuDNN the joined statistics, and it takes them for those of x."""
+    module = cross_norm()
+    module(random(2, 2, 3, 2))
+    set_stage(module, 1.0, 1)
+    x, gradient = (random(2, 2, 3, 2, seed=1) + 1).requires_grad_(), random(2, 2, 3, 2, seed=2)
+    module(x).backward(gradient)
+    mean, squares = (values.flatten()[0] for values in module.statistics)
+    inverse = 1 / math.sqrt(squares - mean**2 + 1e-5)
+    normalised, dy = (x[:, 0].detach() - mean) * inverse, gradient[:, 0]
+    expected = 1.5 * inverse * (dy - dy.mean() - normalised * (dy * normalised).mean())
+    torch.testing.assert_close(x.grad[:, 0], expected, rtol=1e-4, atol=1e-5)
+    assert module.weight.grad[0].item() == pytest.approx((dy * normalised).sum().item(), rel=1e-4)
+    assert module.bias.grad[0].item() == pytest.approx(dy.sum().item(), rel=1e-4)
+
+
+def test_both_spellings_make_cmbn():
+    kinds = [type(model(keys).layers[0][1]) for keys in ("2", "1\ncbn=1", "1\ncbn=0")]
+    assert kinds == [CrossBatchNorm, CrossBatchNorm, torch.nn.BatchNorm2d]
+
+
+@pytest.mark.parametrize(("height", "width"), [(9, 6), (5, 5), (8, 11)])
+@pytest.mark.parametrize(("grown", "block"), [(1.0, 4), (0.6, 2), (0.1, 1)])
+def test_dropblock_is_darknets_loop_over_channels(height, width, grown, block):
+    module, draws = DropBlock(0.9, 4, 0.0), torch.rand(4, 16, height, width)
+    module.grown, expected = grown, torch.ones(draws.shape, dtype=torch.bool)
+    for values, kept in zip(draws.flatten(0, 1), expected.flatten(0, 1), strict=True):
+        if values.min() < 0.9 * grown / block**2:
+            row, column = divmod(int(values.argmin()), width)
+            row -= (height - block) * (row > height - block)
+            column -= (width - block) * (column > width - block)
+            row, column = min(row, height - block), min(column, width - block)
+            kept[row : row + block, column : column + block] = False
+    assert torch.equal(module.keep(draws), expected)
+    assert 0 < (~expected).sum() < expected.numel()
+
+
+def test_dropblock_scales_each_image_by_what_is_left_of_it():
+    torch.manual_seed(0)
+    x = torch.ones(3, 16, 8, 8, requires_grad=True)
+    y = DropBlock(0.9, 4, 0.0)(x)
+    for image in y:
+        left = (image != 0).sum()
+        assert 0 < left < 1024 and (1024 - left) % 16 == 0
+        torch.testing.assert_close(image.max(), 1024 / left)
+    y.sum().backward()
+    assert torch.equal(x.grad, y.detach())  # the same blocks, the same scale
+
+
+def test_dropblock_sizes_are_darknets():
+    sizes = {
+        "": (7, 0), "dropblock_size_abs=3": (3, 0), "dropblock_size_rel=0.5": (0, 0.5),
+        "dropblock_size_abs=3\ndropblock_size_rel=0.5": (3, 0), "dropblock_size_abs=20": (8, 0),
+    }  # fmt: skip
+    for keys, (size, relative) in sizes.items():
+        module = model(dropout=f"dropblock=1\n{keys}").layers[1]
+        assert (module.size, module.relative) == (size, relative), keys
+
+
+def test_dropblock_starts_with_nothing_and_is_full_after_85_percent():
+    assert [growth(iteration, 100) for iteration in (1, 18, 86, 100)] == [0, 0.2, 1, 1]
+    network, ones = model(), torch.ones(2, 4, 8, 8)
+    set_stage(network, 0.0, 0)
+    assert torch.equal(network.layers[1](ones), ones)
+    assert torch.equal(network.eval().layers[1](ones), ones)

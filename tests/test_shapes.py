@@ -1,17 +1,16 @@
-"""The pictures made on the spot: the same for a seed, true boxes, and a VOC layout that the VOC tool reads.
-Source of what is expected: cases worked by hand."""
+"""The pictures of shapes: the same for a seed, true boxes, a VOC layout that can be converted."""
 
 import importlib.util
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
 from yolov4 import data
+from yolov4.labels import convert_voc
 
-ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "data" / "shapes" / "make_shapes.py"
 
 spec = importlib.util.spec_from_file_location("make_shapes", SCRIPT)
@@ -62,14 +61,11 @@ def test_objects_lie_in_the_picture_and_hardly_overlap():
 
 
 def test_the_way_to_training(tmp_path):
-    out, lists = tmp_path / "VOCshapes", tmp_path / "lists"
-    size = ["--size", "96", "64", "--images", "20"]
-    subprocess.run([sys.executable, SCRIPT, "--out", out, *size], check=True, capture_output=True)
-    script = ROOT / "data" / "voc0712" / "voc_label.py"
-    command = [sys.executable, script, out, "--names", out / "shapes.names", "--out", lists]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    assert "problem" not in done.stdout and "not a class" not in done.stdout
-    train, valid = (data.read_image_list(lists / f"{name}.txt") for name in ("train", "val"))
+    make_shapes.make_shapes(tmp_path / "VOCshapes", 20, size=(96, 64))
+    names = (tmp_path / "VOCshapes/shapes.names").read_text().split()
+    result = convert_voc(tmp_path / "VOCshapes", tmp_path / "lists", names=names)
+    assert not result.problems and not result.other_names
+    train, valid = (data.read_image_list(tmp_path / f"lists/{n}.txt") for n in ("train", "val"))
     assert len(train) == 16 and len(valid) == 4 and data.load_image(train[0]).shape == (64, 96, 3)
     report = data.inspect(train + valid, make_shapes.NAMES, (96, 64))
     report.check()

@@ -2,11 +2,14 @@
 
 import csv
 import os
+import resource
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 from types import SimpleNamespace
+from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -14,57 +17,21 @@ import pytest
 import torch
 
 from yolov4 import Darknet, load_weights
-from yolov4.runfolder import RunFolder
-from yolov4.settings import Settings
-from yolov4.training import Training
+from yolov4.recipe import Settings
+from yolov4.training import NonFiniteLoss, Training
+from yolov4.weights import load_checkpoint, save_checkpoint
 
 CFG = """
-[net]
-batch=4
-subdivisions={subdivisions}
-width=32
-height=32
-channels=3
-saturation=1.5
-exposure=1.5
-hue=.1
-mosaic=1
-learning_rate={rate}
-burn_in=4
-max_batches={iterations}
-policy=steps
-steps=40,50
-scales=.5,.5
-[convolutional]
-batch_normalize=1
-filters=8
-size=3
-stride=4
-pad=1
-activation=mish
-[dropout]
-probability=.2
-[convolutional]
-batch_normalize=1
-filters=16
-size=3
-stride=4
-pad=1
-activation=leaky
-[convolutional]
-filters=14
-activation=linear
-[yolo]
-mask=0,1
-anchors=8,8, 16,16
-num=2
-classes=2
-iou_loss=ciou
-iou_thresh=0.213
-jitter=.3
-resize=1.5
-random={random}
-"""
+[net] batch=4 subdivisions={subdivisions} width=32 height=32 channels=3 saturation=1.5
+exposure=1.5 hue=.1 mosaic=1 learning_rate={rate} burn_in=4 max_batches={iterations} policy=steps
+steps=40,50 scales=.5,.5
+[convolutional] batch_normalize=1 filters=8 size=3 stride=4 pad=1 activation=mish
+[dropout] probability=.2
+[convolutional] batch_normalize=1 filters=16 size=3 stride=4 pad=1 activation=leaky
+[convolutional] filters=14 activation=linear
+[yolo] mask=0,1 anchors=8,8,16,16 num=2 classes=2 iou_loss=ciou iou_thresh=0.213 jitter=.3
+resize=1.5 random={random}
+""".replace(" ", "\n")
 
 
 @pytest.fixture
@@ -72,25 +39,23 @@ def work(tmp_path):
     return write_pictures(tmp_path)
 
 
-def write_pictures(tmp_path, count=8):
+def write_pictures(folder, count=8):
     """A folder with pictures of one bright square each, their labels, lists and names."""
     generator = np.random.default_rng(0)
-    paths = []
-    for number in range(count):
+    (folder / "images").mkdir(parents=True)
+    paths = [folder / "images" / f"{number}.png" for number in range(count)]
+    for number, path in enumerate(paths):
         image = generator.integers(0, 90, (40, 60, 3), dtype=np.uint8)
         left, top = generator.integers(2, 20, 2)
         image[top : top + 16, left : left + 20] = (60, 200, 250) if number % 2 else (250, 80, 60)
-        path = tmp_path / "images" / f"{number}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(path), image)
         box = ((left + 10) / 60, (top + 8) / 40, 20 / 60, 16 / 40)
         path.with_suffix(".txt").write_text(f"{number % 2} " + " ".join(map(str, box)) + "\n")
-        paths.append(str(path))
-    (tmp_path / "list.txt").write_text("\n".join(paths))
-    (tmp_path / "tiny.names").write_text("blue\nyellow\n")
-    (tmp_path / "tiny.data").write_text("classes=2\ntrain=list.txt\nvalid=list.txt\nnames=tiny.names\n")
-    write_cfg(tmp_path)
-    return tmp_path
+    (folder / "list.txt").write_text("\n".join(map(str, paths)))
+    (folder / "tiny.names").write_text("blue\nyellow\n")
+    (folder / "tiny.data").write_text("train=list.txt\nvalid=list.txt\nnames=tiny.names\n")
+    write_cfg(folder)
+    return folder
 
 
 def write_cfg(folder, subdivisions=1, rate=0.002, iterations=60, random=1):
@@ -99,35 +64,45 @@ def write_cfg(folder, subdivisions=1, rate=0.002, iterations=60, random=1):
 
 
 def command(root, work, *flags, launcher=(sys.executable,)):
-    return [*launcher, str(root / "train.py"), "--runs", str(work / "runs"), "--device", "cpu", *map(str, flags)]
+    flags = ["--runs", work / "runs", "--device", "cpu", *flags]
+    return [*launcher, str(root / "train.py"), *map(str, flags)]
 
 
-def started(root, work, *flags, **options):
+def started(root, work, *flags):
+    """train.py in a session of its own."""
     given = ["--data", work / "tiny.data", "--cfg", work / "tiny.cfg", "--workers", 0]
+    given += ["--eval-every", 0, "--name", "run"]
+    made = command(root, work, *([] if "--resume" in flags else given), *flags)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command(root, work, *([] if "--resume" in flags else given), *flags), cwd=work, env=environment, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
-    )  # fmt: skip
+    return subprocess.Popen(made, cwd=work, env=environment, start_new_session=True, **pipes)
 
 
-def finished(root, work, *flags, code=0):
-    process = started(root, work, *flags)
+def finished(process, code=0):
+    """What it printed, on stdout and stderr."""
     out, errors = process.communicate(timeout=120)
-    assert process.returncode == code, out + errors
+    assert process.returncode == code and "Traceback" not in errors, out + errors
     return out, errors
 
 
 def settings(work, **changes):
-    base = {key: str(work / f"{name}") for key, name in
-            (("cfg", "tiny.cfg"), ("train", "list.txt"), ("valid", "list.txt"), ("names", "tiny.names"))}  # fmt: skip
-    return Settings(**base | {"device": "cpu"} | changes)
+    files = {"cfg": "tiny.cfg", "train": "list.txt", "valid": "list.txt", "names": "tiny.names"}
+    paths = {key: str(work / name) for key, name in files.items()}
+    return Settings(**paths | {"device": "cpu"} | changes)
 
 
-def trained(work, name, **changes):
+def training(work, name="run", say=lambda line: None, resume=False, **changes):
+    return Training(settings(work, **changes), work / "runs" / name, resume, say)
+
+
+def trained(work, name, *arguments, **changes):
     """A training in this process -> its last weights."""
-    Training(settings(work, **changes), work / "runs" / name, say=lambda line: None).run()
+    training(work, name, *arguments, **changes).run()
     return (work / "runs" / name / f"{name}_last.weights").read_bytes()
+
+
+def rows(folder):
+    return list(csv.DictReader((folder / "results.csv").open()))
 
 
 def wait_for(condition, process):
@@ -138,173 +113,190 @@ def wait_for(condition, process):
         time.sleep(0.01)
 
 
-def test_killed_and_resumed_is_never_stopped_bit_for_bit(root, work):
-    write_cfg(work, iterations=120)
-    finished(root, work, "--name", "whole", "--save-every", 10, "--eval-every", 0)
-    process = started(root, work, "--name", "killed", "--save-every", 10, "--eval-every", 0)
-    wait_for((work / "runs/killed/last.pt").exists, process)
-    process.kill()
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    out, _ = finished(root, work, "--resume", work / "runs/killed")
-    assert "resuming" in out and "of 120" in out
-    whole, killed = (torch.load(work / f"runs/{name}/last.pt", weights_only=True) for name in ("whole", "killed"))
-    assert all(torch.equal(whole["model"][key], killed["model"][key]) for key in whole["model"])
-    buffers = [state["optimiser"]["state"][0]["momentum_buffer"] for state in (whole, killed)]
-    assert torch.equal(*buffers)
-    weights = [(work / f"runs/{name}/{name}_last.weights").read_bytes() for name in ("whole", "killed")]
-    assert weights[0] == weights[1]
-    with (work / "runs/killed/results.csv").open() as file:
-        iterations = [int(row["iteration"]) for row in csv.DictReader(file)]
-    assert iterations == list(range(1, 121))
+def assert_same_state(one, two):
+    """Of two last.pt: the same weights, momentum and scale of gradients."""
+    assert all(torch.equal(one["model"][key], two["model"][key]) for key in one["model"])
+    momenta = (state["optimiser"]["state"].values() for state in (one, two))
+    for a, b in zip(*momenta, strict=True):
+        assert torch.equal(a["momentum_buffer"], b["momentum_buffer"])
+    assert one["scaler"] == two["scaler"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_request_to_stop_saves_and_says_how_to_go_on(root, work, number):
-    """Ctrl-C on a terminal, or a cluster's SIGTERM, reaches the processes that load data too."""
+@pytest.mark.parametrize("options", [{"amp": "fp16"}, {"loss": "yolov5", "ema": 0.9}])
+def test_resumed_is_never_stopped_bit_for_bit(work, options):
+    """In float16 steps are skipped until the scale fits: a run that forgot it would skip anew."""
+    write_cfg(work, iterations=12)
+    whole = trained(work, "whole", valid=None, save_every=6, **options)
+    (work / "runs/resumed").mkdir()
+    (work / "runs/whole/previous.pt").rename(work / "runs/resumed/last.pt")
+    assert trained(work, "resumed", resume=True, valid=None, **options) == whole
+    states = [load_checkpoint(work / f"runs/{name}/last.pt") for name in ("whole", "resumed")]
+    assert_same_state(*states)
+    assert "amp" not in options or states[0]["scaler"]["scale"] < 2**16
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_what_ends_a_run_leaves_a_checkpoint_and_says_how_to_resume(root, work, number):
+    """Ctrl-C on a terminal, or a cluster's SIGTERM, reaches the processes that load data too;
+    SIGKILL ends one of these alone."""
     write_cfg(work, iterations=100000)
-    flags = ["--name", "run", "--save-every", 100000, "--eval-every", 0, "--workers", 2]
-    process = started(root, work, *flags, start_new_session=True)
-    wait_for((work / "runs/run/train_batch3.jpg").exists, process)
-    os.killpg(process.pid, number)
-    out, errors = process.communicate(timeout=60)
-    assert process.returncode == 0, errors
-    assert f"--resume {work / 'runs/run'}" in out and "Traceback" not in errors
-    state = torch.load(work / "runs/run/last.pt", weights_only=True)
+    killed = number == signal.SIGKILL
+    process = started(root, work, "--save-every", 5 if killed else 100000, "--workers", 2)
+    wait_for((work / "runs/run" / ("last.pt" if killed else "train_batch3.jpg")).exists, process)
+    if killed:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        os.kill(int(children[-1]), number)
+    else:
+        os.killpg(process.pid, number)
+    out, errors = finished(process, code=int(killed))
+    assert f"--resume {work / 'runs/run'}" in (errors if killed else out)
+    assert ("another process died" in errors) == killed
+    state = load_checkpoint(work / "runs/run/last.pt")
     assert state["iteration"] >= 3 and state["seen"] == 4 * state["iteration"]
 
 
-def test_a_loss_that_is_no_number_stops_with_all_that_helps(root, work):
+def test_a_non_finite_loss_stops_with_all_that_helps(root, work):
     write_cfg(work, rate="1e9")
     # with a worker process, which has to end too
-    _, errors = finished(root, work, "--name", "run", "--save-every", 1, "--eval-every", 0, "--workers", 1, code=1)
-    for part in ("the loss is", "at iteration", "rate", "class_loss", ".png", "last.pt"):
+    _, errors = finished(started(root, work, "--save-every", 1, "--workers", 1), code=1)
+    iteration = load_checkpoint(work / "runs/run/last.pt")["iteration"]
+    for part in ("loss", "rate", "class_loss", ".png", f"at iteration {iteration + 1}"):
         assert part in errors
-    state = torch.load(work / "runs/run/last.pt", weights_only=True)
-    assert f"at iteration {state['iteration'] + 1} " in errors
 
 
-def test_from_weights_training_goes_on_where_they_stand(root, work, monkeypatch):
-    monkeypatch.chdir(work)
+@pytest.mark.parametrize("amp", ["off", "bf16", "fp16"])
+def test_overflowing_gradients_stop_before_anything_changes(work, amp):
+    run = training(work, valid=None, amp=amp)
+    run.model.layers[0][0].weight.register_hook(lambda gradient: gradient * float("inf"))
+    before = [parameter.clone() for parameter in run.model.parameters()]
+    message = "iteration 33, " if amp == "fp16" else r"iteration 1, .*\.png"
+    with pytest.raises(NonFiniteLoss, match=message):
+        run.run()
+    assert all(torch.equal(*pair) for pair in zip(before, run.model.parameters(), strict=True))
+
+
+def test_from_weights_training_starts_where_they_stand(work):
     write_cfg(work, iterations=6)
     trained(work, "first", eval_every=0)
     weights = str(work / "runs/first/first_last.weights")
-    said = []
-    write_cfg(work, iterations=8)
-    Training(settings(work, weights=weights, eval_every=0), work / "runs/second", say=said.append).run()
-    assert any("24 images seen, so on from iteration 6 of 8" in line for line in said)
-    rows = list(csv.DictReader((work / "runs/second/results.csv").open()))
-    assert [row["iteration"] for row in rows] == ["7", "8"]
-    write_cfg(work, iterations=6)
     with pytest.raises(ValueError, match="at iteration 6 of 6, expected less; --clear"):
-        Training(settings(work, weights=weights), work / "runs/third", say=said.append)
-    Training(settings(work, weights=weights, clear=True, eval_every=0), work / "runs/fourth", say=said.append).run()
-
-
-def test_a_run_leaves_what_it_should_and_learns(root, work):
-    write_cfg(work, iterations=300, random=0)
+        training(work, weights=weights)
+    trained(work, "fourth", weights=weights, clear=True, eval_every=0)
+    write_cfg(work, iterations=8)
     said = []
-    Training(settings(work, eval_every=100, ema=0.99), work / "runs/run", say=said.append).run()
-    names = {path.name for path in (work / "runs/run").iterdir()}
-    pictures = {f"train_batch{number}.jpg" for number in (1, 2, 3)}
-    weights = {f"run_{kind}.weights" for kind in ("last", "best", "ema")}
-    others = {
-        "run.cfg",
-        "run.names",
-        "settings.json",
-        "results.csv",
-        "chart.png",
-        "last.pt",
-        "previous.pt",
-        "data.png",
-        "report",
-    }
-    assert names == others | weights | pictures
-    rows = list(csv.DictReader((work / "runs/run/results.csv").open()))
-    assert [row["iteration"] for row in rows if row["map"]] == ["100", "200", "300"]
-    assert float(rows[-1]["loss"]) < 0.5 * float(rows[0]["loss"])
-    model = Darknet.from_cfg(work / "runs/run/run.cfg")
-    assert load_weights(model, work / "runs/run/run_best.weights").seen in (400, 800, 1200)
+    trained(work, "second", said.append, weights=weights, eval_every=0)
+    assert any("24 images seen; starts at iteration 6 of 8" in line for line in said)
+    assert [row["iteration"] for row in rows(work / "runs/second")] == ["7", "8"]
 
 
-def test_the_seed_decides(work):
-    write_cfg(work, iterations=5)
-    first = trained(work, "a", seed=3, eval_every=0)
-    assert first == trained(work, "b", seed=3, eval_every=0)
-    assert first != trained(work, "c", seed=4, eval_every=0)
+def test_a_run_leaves_what_it_should_and_learns(work):
+    write_cfg(work, iterations=300, random=0)
+    trained(work, "run", eval_every=100, ema=0.99)
+    folder = work / "runs/run"
+    expected = {f"train_batch{number}.jpg" for number in (1, 2, 3)}
+    expected |= {f"run_{kind}.weights" for kind in ("last", "best", "ema")}
+    expected |= {"run.cfg", "run.names", "settings.json", "results.csv", "chart.png"}
+    expected |= {"last.pt", "previous.pt", "data.png", "report"}
+    assert {path.name for path in folder.iterdir()} == expected
+    table = rows(folder)
+    assert [row["iteration"] for row in table if row["map"]] == ["100", "200", "300"]
+    assert float(table[-1]["loss"]) < 0.5 * float(table[0]["loss"])
+    model = Darknet.from_cfg(folder / "run.cfg")
+    assert load_weights(model, folder / "run_best.weights").seen in (400, 800, 1200)
+
+
+def test_the_seed_decides_and_the_number_of_workers_does_not(work):
+    write_cfg(work, iterations=5, subdivisions=2)
+    runs = [trained(work, f"run{n}", seed=3, eval_every=0, workers=n) for n in (0, 1, 2)]
+    assert runs[0] == runs[1] == runs[2] != trained(work, "other", seed=4, eval_every=0)
 
 
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
-def test_mixed_precision_stays_near(work, amp):
+def test_mixed_precision_stays_near_and_finite(work, amp):
+    write_cfg(work, iterations=100, random=0)
+    trained(work, "mixed", valid=None, amp=amp)
     write_cfg(work, iterations=5, random=0)
-    trained(work, "exact", eval_every=0)
-    trained(work, "mixed", eval_every=0, amp=amp)
-    rows = [list(csv.DictReader((work / f"runs/{name}/results.csv").open())) for name in ("exact", "mixed")]
-    for exact, mixed in zip(*rows, strict=True):
-        assert float(mixed["loss"]) == pytest.approx(float(exact["loss"]), rel=0.05)
-
-
-def test_flags_stand_above_the_cfg(work):
-    write_cfg(work, iterations=60)
-    run = Training(settings(work, epochs=15, batch=8, subdivisions=2, policy="onecycle"), work / "runs/run", say=print)
-    net = run.net
-    assert (net.max_batches, net.batch, net.subdivisions, net.policy) == (15, 8, 2, "onecycle")
-    assert net.steps == (10, 12) and net.burn_in == 2
-
-
-def test_missing_data_and_weights_name_the_commands_that_bring_them(root, work):
-    for folder in ("cfg", "data/voc0712"):
-        (work / folder).mkdir(parents=True)
-    (work / "cfg/voc.data").write_text("train=data/voc0712/train.txt\nnames=data/voc0712/voc.names\n")
-    done = subprocess.run([sys.executable, str(root / "train.py")], cwd=work, capture_output=True, text=True)
-    assert done.returncode == 1
-    lines = done.stderr.strip().splitlines()
-    assert len(lines) == 4 and "voc_label.py" in lines[0] and "yolov4.conv.137 is missing: --download" in lines[1]
-
-
-def test_an_unknown_flag_is_an_error(root, work):
-    done = subprocess.run(
-        [sys.executable, str(root / "train.py"), "--epoch-count", "3"], capture_output=True, text=True
-    )
-    assert done.returncode == 2 and "--epoch-count" in done.stderr
-
-
-def test_names_and_classes_have_to_agree(work):
-    (work / "tiny.names").write_text("blue\n")
-    with pytest.raises(ValueError, match=r"1 names, but .*tiny\.cfg has 2 classes"):
-        Training(settings(work), work / "runs/run", say=print)
+    trained(work, "exact", valid=None)
+    tables = (rows(work / "runs" / name) for name in ("mixed", "exact"))
+    mixed, exact = ([float(row["loss"]) for row in table] for table in tables)
+    assert mixed[:5] == pytest.approx(exact, rel=0.05)
+    assert len(mixed) == 100 and np.isfinite(mixed).all()
+    state = load_checkpoint(work / "runs/mixed/last.pt")["model"]
+    assert all(tensor.isfinite().all() for tensor in state.values())
 
 
 def test_patience_stops_and_says_so(work, monkeypatch):
-    from yolov4 import training
-
-    write_cfg(work, iterations=100)
     measured = iter([0.5, 0.6, 0.55, 0.6, 0.4, 0.3, 0.9])
 
-    def collected(*_, **__):
+    def collect(*_, **__):
         result = SimpleNamespace(map=next(measured))
         return SimpleNamespace(result=lambda: result, records=[])
 
-    monkeypatch.setattr(training, "collect", collected)
-    monkeypatch.setattr(RunFolder, "report", lambda _: None)
+    monkeypatch.setattr("yolov4.training.collect", collect)
+    monkeypatch.setattr("yolov4.report.write", lambda *_, **__: None)
     said = []
-    Training(settings(work, eval_every=5, patience=2), work / "runs/run", say=said.append).run()
-    assert any("stopped at iteration 30 of 100 after 2 evaluations without a better mAP than 60.00%" in s for s in said)
-    assert torch.load(work / "runs/run/last.pt", weights_only=True)["iteration"] == 30
+    trained(work, "run", said.append, eval_every=5, patience=2)
+    assert any("stopped at iteration 30 of 60 after 2 evaluations" in line for line in said)
+    assert load_checkpoint(work / "runs/run/last.pt")["iteration"] == 30
 
 
-def test_resume_takes_no_other_recipe(root, work):
-    done = subprocess.run(
-        [sys.executable, str(root / "train.py"), "--resume", "--batch", "3"], capture_output=True, text=True
-    )
-    assert done.returncode == 2 and "expected no --batch" in done.stderr
-
-
-def test_out_of_memory_advises_subdivisions(work, monkeypatch):
-    def exhausted(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    run = Training(settings(work), work / "runs/run", say=lambda line: None)
-    monkeypatch.setattr(run.updater, "update", exhausted)
-    with pytest.raises(ValueError, match=r"out of memory with 4 images .* of 32x32, .*more --subdivisions"):
+def test_out_of_memory_advises_subdivisions(work):
+    run = training(work)
+    run.updater.loss = Mock(side_effect=torch.OutOfMemoryError)
+    with pytest.raises(ValueError, match=r"out of memory .*more --subdivisions"):
         run.run()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_images_that_vanish_are_replaced_until_they_are_too_many(tmp_path, workers):
+    work, said = write_pictures(tmp_path, 120), []
+    write_cfg(work, iterations=120)
+    run, other = (training(work, n, said.append, valid=None, workers=workers) for n in "ab")
+    (work / "images/3.png").unlink()
+    run.run()
+    assert sum("3.png" in line and "another image takes its place" in line for line in said) == 1
+    for path in (work / "images").glob("*.png"):
+        path.unlink()
+    with pytest.raises(ValueError, match=r"of 120 images cannot be read any more"):
+        other.run()
+
+
+def test_a_full_disk_keeps_the_checkpoint_and_says_so(tmp_path):
+    path, (_, most) = tmp_path / "last.pt", resource.getrlimit(resource.RLIMIT_FSIZE)
+    state = {"cfg": "", "names": [], "model": {"a": torch.zeros(200_000)}, "ema": None, "seen": 4}
+    save_checkpoint(path, state | {"iteration": 1})
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, most))
+    try:
+        with pytest.raises(OSError, match=r"File too large.*last\.pt"):
+            save_checkpoint(path, state | {"iteration": 2}, keep=tmp_path / "previous.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (most, most))
+    assert load_checkpoint(path)["iteration"] == 1 and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_broken_checkpoint_offers_the_one_before(root, work):
+    write_cfg(work, iterations=8)
+    trained(work, "run", eval_every=0, save_every=4)
+    folder = work / "runs/run"
+    content = bytearray((folder / "last.pt").read_bytes())
+    weight = load_checkpoint(folder / "last.pt")["model"]["layers.0.1.running_var"]
+    content[content.index(weight.numpy().tobytes()) + 6] ^= 1
+    (folder / "last.pt").write_bytes(content)
+    _, errors = finished(started(root, work, "--resume", folder), code=1)
+    assert len(errors.strip().splitlines()) == 1 and "previous.pt" in errors
+    (folder / "previous.pt").rename(folder / "last.pt")
+    finished(started(root, work, "--resume", folder))
+    assert load_checkpoint(folder / "last.pt")["iteration"] == 8
+
+
+def test_where_a_run_was_made_stays_in_its_settings(root, tmp_path, monkeypatch):
+    """settings.json names the files that --resume reads again; nothing else of a run does."""
+    monkeypatch.setattr("socket.gethostname", lambda: "telltale")
+    work = write_pictures(tmp_path / "telltale")
+    write_cfg(work, iterations=2)
+    trained(work, "run", ema=0.9)
+    held = {path.name: path.read_bytes() for path in work.glob("runs/run/**/*") if path.is_file()}
+    assert {"last.pt", "run_ema.weights", "report.html", "results.csv", "chart.png"} <= held.keys()
+    secrets = b"telltale", bytes(Path.home()) + b"/", bytes(root / "yolov4")
+    found = {name for name, content in held.items() if any(each in content for each in secrets)}
+    assert found == {"settings.json"}

@@ -5,9 +5,10 @@ import importlib
 
 _HOME = {
     "Darknet": "model", "load_weights": "weights", "save_weights": "weights", "decode": "decoding",
-    "detections_from_logits": "decoding", "Decoded": "decoding", "Detections": "decoding", "DarknetLoss": "loss",
-    "learning_rate": "schedule", "Detector": "predict", "evaluate": "evaluation", "augment": "augment",
-    "read_cfg": "cfg", "parse_cfg": "cfg", "format_cfg": "cfg",
+    "detections_from_logits": "decoding", "Decoded": "decoding", "Detections": "decoding",
+    "DarknetLoss": "loss", "learning_rate": "schedule", "Detector": "detector",
+    "evaluate": "evaluation", "augment": "augment", "read_cfg": "cfg", "parse_cfg": "cfg",
+    "format_cfg": "cfg",
 }  # fmt: skip
 __all__ = list(_HOME)
 __version__ = "0.1.0"

@@ -1,8 +1,9 @@
-"""Augmentation: crop with jitter, flip, HSV, mosaic, mixup, blur, noise, applied as drawn.
-Source: Darknet's src/data.c (load_data_detection, OpenCV), src/image_opencv.cpp (image_data_augmentation).
+"""Augmentation as Darknet draws and applies it: crop with jitter, flip, HSV, mosaic, mixup, blur.
+Source: Darknet's src/data.c (load_data_detection), src/image_opencv.cpp (image_data_augmentation).
 
-Images: uint8 (H, W, 3) BGR.  Labels: float32 (n, 5), class, cx, cy, w, h, relative.  Sizes: (width, height).
-"""
+Images: uint8 (H, W, 3) BGR.  Labels: float32 (n, 5), class, cx, cy, w, h, relative.  Sizes: (width,
+height).  A part is a source with what will be done to it: (image, labels, params), and optionally
+the amount of blur and the noise."""
 
 import math
 from collections.abc import Sequence
@@ -10,15 +11,13 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
+from numpy.random import Generator
 
-Array, Size, Border = np.ndarray, tuple[int, int], tuple[int, int, int, int]
-Window = tuple[int, int, int, int]  # left, top, width, height
-Sample = tuple[Array, Array]  # image, labels
-STEP = 64  # OpenCV takes so many pixels of a row out of HSV together; it rounds what is left over another way
+STEP = 64  # OpenCV converts so many pixels of a row from HSV together and rounds the rest otherwise
 
 
 class CropParams(NamedTuple):
-    """Pixels of the source cut off each side (negative adds a border), flip, hue shift, colour factors."""
+    """Pixels of the source cut off each side (negative adds a border), flip, hue shift, factors."""
 
     pleft: int = 0
     pright: int = 0
@@ -30,181 +29,234 @@ class CropParams(NamedTuple):
     exposure: float = 1.0
 
 
-class Part(NamedTuple):
-    """A source with all that will be done to it."""
-
-    image: Array
-    labels: Array
-    params: CropParams
-    blur: int = 0
-    noise: Array | None = None  # uint8, of the augmented image's shape
-
-
-def crop_flip_hsv(image: Array, labels: Array, params: CropParams, size: Size) -> Sample:
-    """Cuts the rectangle of `params` out of the image, resizes it to `size`, flips it, changes its colours.
-
-    params: CropParams or its eight values.  Returns the image and the labels of at least a pixel of `size`.
-    """
-    return augmented(Part(image, labels, params), size)
-
-
-def augmented(part: Part, size: Size) -> Sample:
-    """The image of `size` that a part becomes, and its labels."""
-    part = part._replace(params=CropParams(*part.params))
-    labels = _move_labels(part, size)
-    return _pixels(part, labels, size, (0, 0, *size)), labels
+def draw_crop(rng: Generator, net, head, image_size: tuple, size: tuple) -> CropParams:
+    """Parameters for a source of image_size.  net: flip, hue, ..., letter_box; head: jitter, ..."""
+    draws = rng.random(2, dtype=np.float32)  # `resize` draws for left and top, for right and bottom
+    crop = [_draw_offset(rng, side, head, draw) for side in image_size for draw in draws]
+    if net.letter_box:
+        ratio = np.float32(size[0]) / np.float32(size[1])
+        wider = max(0, (image_size[1] * ratio - image_size[0]) / 2)
+        higher = max(0, (image_size[0] / ratio - image_size[1]) / 2)
+        borders = wider, wider, higher, higher
+        crop = [int(offset - border) for offset, border in zip(crop, borders, strict=True)]
+    flip = bool(net.flip) and rng.random() < 0.5
+    hue = rng.uniform(-net.hue, net.hue)
+    return CropParams(
+        *crop, flip, hue, draw_factor(rng, net.saturation), draw_factor(rng, net.exposure)
+    )
 
 
-def mosaic(parts: Sequence[Part], cut: Size, size: Size, bound: bool) -> Sample:
+def _draw_offset(rng, side, head, resize_draw):
+    """Pixels cut off one side: uniform in +-jitter, then the share of `resize`, truncated."""
+    side, resize = np.float32(side), np.float32(head.resize)
+    reach = int(side * np.float32(head.jitter))
+    offset = int(rng.random(dtype=np.float32) * (2 * reach) - reach)
+    lowest = int(side * (1 - 1 / min(resize, 1 / resize)) / 2)
+    highest = int(side * (1 - 1 / resize) / 2) if resize >= 1 else 0
+    return int(offset + resize_draw * (highest - lowest) + lowest)
+
+
+def draw_factor(rng: Generator, limit: float) -> float:
+    """Uniform in 1..limit, inverted with probability 1/2 (Darknet's rand_scale)."""
+    factor = 1 + rng.random() * (limit - 1)
+    return factor if rng.random() < 0.5 else 1 / factor
+
+
+def draw_cut(rng: Generator, size: tuple[int, int]) -> tuple[int, int]:
+    """Where a mosaic is cut: (x, y), uniform in 20..80 % of width and height, whole pixels."""
+    low = np.float32(0.2)
+    ends = [(int(side * low), int(side * (1 - low))) for side in size]
+    return tuple(int(rng.integers(*each, endpoint=True)) for each in ends)
+
+
+def draw_effects(rng: Generator, net) -> tuple[int, int]:
+    """Amounts for `blur` (none, background, all: 1/3 each) and `gaussian_noise` (on: 1/2)."""
+    amount = (0, 1, net.blur)[rng.integers(3)] if net.blur else 0
+    return amount, net.gaussian_noise if net.gaussian_noise and rng.random() < 0.5 else 0
+
+
+def draw_noise(rng: Generator, size: tuple[int, int], sigma: int) -> np.ndarray | None:
+    """Normal noise of `sigma` grey levels to add, uint8 (H, W, 3); None for 0.
+    Darknet draws it unsigned: it only brightens."""
+    if sigma <= 0:
+        return None
+    noise = rng.standard_normal((*size[::-1], 3), dtype=np.float32) * np.float32(min(sigma, 127))
+    return np.clip(np.rint(noise), 0, 255).astype(np.uint8)
+
+
+def push_to_corner(params: CropParams, corner: int) -> CropParams:
+    """Sums the offsets of an axis on the side away from a corner (0 top left, 1 top right ...)."""
+    pleft, pright, ptop, pbot, flip, *_ = params
+    pair = [0, pleft + pright]
+    if (corner % 2 == 0) == bool(flip):  # the flip comes after the crop
+        pair.reverse()
+    rows = (0, ptop + pbot) if corner < 2 else (ptop + pbot, 0)
+    return CropParams(*pair, *rows, *params[4:])
+
+
+def crop_flip_hsv(
+    image: np.ndarray,
+    labels: np.ndarray,
+    params: CropParams,
+    size: tuple[int, int],
+    amount: int = 0,
+    noise: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cuts the rectangle of `params` out of the image, resizes it to `size`, flips it, changes its
+    colours, blurs it and adds noise.  params: CropParams or its eight values; noise: uint8, of the
+    result's shape.  Returns the image, and the labels that are a pixel or more."""
+    params = CropParams(*params)
+    labels = _move_labels(labels, params, image.shape[1::-1], size)
+    return _pixels(image, labels, params, size, (0, 0, *size), amount, noise), labels
+
+
+def mosaic(
+    parts: Sequence[tuple], cut: tuple[int, int], size: tuple[int, int], bound: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """Four images in one picture of `size`, cut at `cut` = (x, y).  Returns image and labels.
 
-    parts: four Part, or (image, labels, params), in the order top left, top right, bottom left, bottom right.
-    bound: cut boxes to their tile (Darknet's `mosaic_bound`), not only to the picture.
-    """
-    picture, moved, spans = np.empty((size[1], size[0], 3), np.uint8), [], []
+    parts: top left, top right, bottom left, bottom right.  bound: cut boxes to their tile
+    (Darknet's `mosaic_bound`), not only to the picture."""
+    picture, moved, spans = np.empty((*size[::-1], 3), np.uint8), [], []
     for corner, (image, labels, params, *effects) in enumerate(parts):
-        part = Part(image, labels, CropParams(*params), *effects)
-        border = empty_border(part.params, image.shape[1::-1], size)
-        left, right, x = _tile_span(corner % 2, cut[0], size[0], border[:2])
-        top, bottom, y = _tile_span(corner // 2, cut[1], size[1], border[2:])
-        moved.append(_move_labels(part, size))
-        spans += [(left, right, left - x, top, bottom, top - y)] * len(moved[-1])
-        if left < right and top < bottom:
-            picture[top:bottom, left:right] = _pixels(part, moved[-1], size, (x, y, right - left, bottom - top))
-    labels, spans = np.concatenate(moved), np.array(spans, np.int32).reshape(-1, 6)
-    cx, w, keep_x = _fit_axis(labels[:, 1], labels[:, 3], *spans[:, :3].T, size[0], bound)
-    cy, h, keep_y = _fit_axis(labels[:, 2], labels[:, 4], *spans[:, 3:].T, size[1], bound)
-    return picture, np.stack((labels[:, 0], cx, cy, w, h), 1)[keep_x & keep_y]
+        params, image_size = CropParams(*params), image.shape[1::-1]
+        labels = _move_labels(labels, params, image_size, size)
+        left, right, top, bottom = empty_border(params, image_size, size)
+        x0, x1, x = _tile_span(corner % 2, cut[0], size[0], left, right)
+        y0, y1, y = _tile_span(corner // 2, cut[1], size[1], top, bottom)
+        if x0 < x1 and y0 < y1:
+            window = x, y, x1 - x0, y1 - y0
+            picture[y0:y1, x0:x1] = _pixels(image, labels, params, size, window, *effects)
+        moved.append(labels)
+        spans += [((x0, y0), (x1, y1), (x0 - x, y0 - y))] * len(labels)
+    labels, sides = np.concatenate(moved), np.array(size)
+    start, stop, shift = np.array(spans, np.int32).reshape(-1, 3, 2).swapaxes(0, 1)  # (n, 2) each
+    centre, length = labels[:, 1:3] + np.float32(shift / sides), labels[:, 3:]
+    edges = ((centre + sign * length / 2) * np.float32(size) for sign in (-1, 1))
+    low, high = (edge.astype(np.int32) for edge in edges)  # Darknet truncates
+    if bound:
+        low, high = np.maximum(low, start), np.minimum(high, stop)
+        centre, length = np.float32((low + high) / 2 / sides), np.float32((high - low) / sides)
+    else:
+        before = np.float32(np.minimum(low, 0) / sides)
+        after = np.float32(np.maximum(high - sides, 0) / sides)
+        centre, length = centre - (before + after) / 2, length + before - after
+    keep = (centre > 0) & (centre < 1) & (length > np.float32(1 / sides)) & (length < 1)
+    return picture, np.concatenate((labels[:, :1], centre, length), 1)[keep.all(1)]
 
 
-def mixup(a: Sample, b: Sample, share: float = 0.5) -> Sample:
-    """Blends two (image, labels) of one size, with a `share` of the first; keeps the labels of both."""
+def _tile_span(second, cut, side, before, after):
+    """One axis of a tile: start and stop in the mosaic, start in its image past the border."""
+    if second:
+        return cut, side, min(cut, before)
+    return 0, cut, side - cut - min(side - cut, after)
+
+
+def mixup(a: tuple, b: tuple, share: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+    """Blends two (image, labels) of one size, with a `share` of the first; keeps all labels."""
     return cv2.addWeighted(a[0], share, b[0], 1 - share, 0), np.concatenate((a[1], b[1]))
 
 
-def blur(image: Array, labels: Array, amount: int) -> Array:
-    """Gaussian blur: amount 0 none, 1 the background only (kernel 17, objects stay sharp), else its size."""
-    height, width = image.shape[:2]
-    if amount > 1:  # never wider than an eighth of the smallest object; none in a picture without objects
-        smallest = (labels[:, 3:] * (width, height)).min() if len(labels) else 0
+def blur(image: np.ndarray, labels: np.ndarray, amount: int) -> np.ndarray:
+    """Gaussian blur: amount 0 none, 1 the background only (objects stay sharp), else its size."""
+    size = image.shape[1::-1]
+    if amount > 1:  # at most an eighth of the smallest object; none in an image without objects
+        smallest = (labels[:, 3:] * size).min() if len(labels) else 0
         amount = min(amount, int(smallest) // 8)
     if amount == 0:
         return image
-    blurred = cv2.GaussianBlur(image, (17, 17) if amount == 1 else (amount // 2 * 2 + 1,) * 2, 0)
+    kernel = 17 if amount == 1 else amount // 2 * 2 + 1
+    blurred = cv2.GaussianBlur(image, (kernel, kernel), 0)
     if amount == 1:
         corners = np.concatenate((labels[:, 1:3] - labels[:, 3:] / 2, labels[:, 3:]), 1)
-        for left, top, w, h in (corners * (width, height, width, height)).astype(int):
-            left, top = max(left, 0), max(top, 0)
-            blurred[top : top + h, left : left + w] = image[top : top + h, left : left + w]
+        for left, top, w, h in (corners * (size * 2)).astype(int):
+            inside = np.s_[max(top, 0) : max(top, 0) + h, max(left, 0) : max(left, 0) + w]
+            blurred[inside] = image[inside]
     return blurred
 
 
-def empty_border(params: CropParams, image_size: Size, size: Size) -> Border:
+def empty_border(params: CropParams, image_size: tuple, size: tuple) -> tuple[int, int, int, int]:
     """Left, right, top, bottom pixels of the augmented image that lie beyond the source."""
-    params = CropParams(*params)
     left, top, _, _ = _rectangle(params, image_size)
-    sides = (int(params.pright), left) if params.flip else (left, int(params.pright))
-    shown = [max(0, -p * size[0] // image_size[0]) for p in sides]
-    return *shown, *(max(0, -p * size[1] // image_size[1]) for p in (top, int(params.pbot)))
+    right, bottom = int(params.pright), int(params.pbot)
+    if params.flip:
+        left, right = right, left
+    x = [max(0, -offset * size[0] // image_size[0]) for offset in (left, right)]
+    y = [max(0, -offset * size[1] // image_size[1]) for offset in (top, bottom)]
+    return *x, *y
 
 
 def _rectangle(params, image_size):
-    left, top = int(params.pleft), int(params.ptop)
-    width, height = image_size[0] - left - int(params.pright), image_size[1] - top - int(params.pbot)
-    if min(width, height, image_size[0] - left, image_size[1] - top) <= 0:
-        return 0, 0, *image_size  # Darknet resets an invalid crop, but pright and pbot stay for the mosaic
-    return left, top, width, height
+    """Left, top, width, height."""
+    left, right, top, bottom = map(int, params[:4])
+    across, down = image_size[0] - left, image_size[1] - top
+    if min(across - right, down - bottom, across, down) <= 0:
+        return 0, 0, *image_size  # Darknet resets it, but pright and pbot stay for the mosaic
+    return left, top, across - right, down - bottom
 
 
-def _pixels(part: Part, labels: Array, size: Size, window: Window) -> Array:
-    """The `window` of the image of `size` that a part becomes; labels: those of that image, for the blur."""
+def _pixels(image, labels, params, size, window, amount=0, noise=None):
+    """The window (left, top, width, height) of the augmented image of `size`.  Computing the window
+    alone makes 22 to 38 % more samples/s.  labels: of the whole image, for the blur."""
     left, top, width, height = window
-    if part.blur:  # looks beyond the window
-        whole = blur(_changed(part.image, part.params, size, (0, 0, *size)), labels, part.blur)
-        pixels = whole[top : top + height, left : left + width]
+    inside = np.s_[top : top + height, left : left + width]
+    if amount:  # looks beyond the window
+        pixels = blur(_changed(image, params, size, (0, 0, *size)), labels, amount)[inside]
     else:
-        pixels = _changed(part.image, part.params, size, window)
-    return pixels if part.noise is None else cv2.add(pixels, part.noise[top : top + height, left : left + width])
+        pixels = _changed(image, params, size, window)
+    return pixels if noise is None else cv2.add(pixels, noise[inside])
 
 
 def _changed(image, params, size, window):
-    """Only what lies in the window is flipped and coloured, and the columns that make its steps those of the whole."""
+    """Crop, resize, flip and colours of a window, in the columns of whole STEPs around it."""
     left, top, width, height = window
     first, last = left // STEP * STEP, min(math.ceil((left + width) / STEP) * STEP, size[0])
     start, stop = (size[0] - last, size[0] - first) if params.flip else (first, last)
-    pixels = _resized(image, params, size, (stop, top + height))[top:, start:]
+    x, y, *sides = _rectangle(params, image.shape[1::-1])
+    scales, end = [new / old for new, old in zip(size, sides, strict=True)], (stop, top + height)
+    needed = (int((e - 0.5) / scale + 0.5) + 1 for e, scale in zip(end, scales, strict=True))
+    cut = _cut_out(image, x, y, *map(min, needed, sides))
+    pixels = cv2.resize(cut, None, fx=scales[0], fy=scales[1], interpolation=cv2.INTER_LINEAR)
+    pixels = pixels[top : top + height, start:stop]
     if params.flip:
         pixels = cv2.flip(pixels, 1)
     if params[5:] != (0, 1, 1):
-        pixels = _change_colours(pixels, params)
+        hue, saturation, value = cv2.split(cv2.cvtColor(pixels, cv2.COLOR_BGR2HSV))
+        hue = cv2.add(hue, float(179 * params.hue))  # clipped, not wrapped, as 8-bit OpenCV
+        saturation = cv2.convertScaleAbs(saturation, alpha=params.saturation)
+        value = cv2.convertScaleAbs(value, alpha=params.exposure)
+        pixels = cv2.cvtColor(cv2.merge((hue, saturation, value)), cv2.COLOR_HSV2BGR)
     return pixels[:, left - first : left - first + width]
 
 
-def _resized(image, params, size, end):
-    """The rectangle at `size`, computed up to `end`."""
-    left, top, *sides = _rectangle(params, image.shape[1::-1])
-    scales = [new / old for new, old in zip(size, sides, strict=True)]
-    needed = (int((stop - 0.5) / scale + 0.5) + 1 for stop, scale in zip(end, scales, strict=True))
-    cut = _cut_out(image, left, top, *map(min, needed, sides))
-    return cv2.resize(cut, None, fx=scales[0], fy=scales[1], interpolation=cv2.INTER_LINEAR)[: end[1], : end[0]]
-
-
 def _cut_out(image, left, top, width, height):
+    """A rectangle, filled with the mean colour where it lies beyond the image."""
     rows, columns = image.shape[:2]
-    x0, y0 = max(left, 0), max(top, 0)
-    inside = image[y0 : max(y0, min(top + height, rows)), x0 : max(x0, min(left + width, columns))]
+    right, bottom, x, y = left + width, top + height, max(left, 0), max(top, 0)
+    inside = image[y : max(y, bottom), x : max(x, right)]
     if inside.shape[:2] == (height, width):
         return inside
-    mean = cv2.reduce(image, 0, cv2.REDUCE_SUM, dtype=cv2.CV_32S).sum((0, 1)) / (rows * columns)  # as cv2.mean, faster
+    sums = cv2.reduce(image, 0, cv2.REDUCE_SUM, dtype=cv2.CV_32S)  # as cv2.mean, but faster
+    mean = sums.sum((0, 1)) / (rows * columns)
     if inside.size == 0:
         return np.full((height, width, 3), np.rint(mean), np.uint8)
-    above, before = y0 - top, x0 - left
-    below, after = height - above - inside.shape[0], width - before - inside.shape[1]
-    return cv2.copyMakeBorder(inside, above, below, before, after, cv2.BORDER_CONSTANT, value=mean)
+    borders = y - top, max(bottom - rows, 0), x - left, max(right - columns, 0)
+    return cv2.copyMakeBorder(inside, *borders, cv2.BORDER_CONSTANT, value=mean)
 
 
-def _change_colours(image, params):
-    hue, saturation, value = cv2.split(cv2.cvtColor(image, cv2.COLOR_BGR2HSV))
-    hue = cv2.add(hue, float(179 * params.hue))  # clipped at 0 and 255, not wrapped, as 8-bit OpenCV does
-    saturation = cv2.convertScaleAbs(saturation, alpha=params.saturation)
-    value = cv2.convertScaleAbs(value, alpha=params.exposure)
-    return cv2.cvtColor(cv2.merge((hue, saturation, value)), cv2.COLOR_HSV2BGR)
-
-
-def _move_labels(part, size):
+def _move_labels(labels, params, image_size, size):
     """Labels after crop and flip, as correct_boxes and fill_truth_detection do, in float32."""
-    labels, image_size = np.asarray(part.labels, np.float32).reshape(-1, 5), part.image.shape[1::-1]
-    rectangle, image_size = np.float32(_rectangle(part.params, image_size)), np.float32(image_size)
+    labels = np.asarray(labels, np.float32).reshape(-1, 5)
+    corner, sides = np.float32(_rectangle(params, image_size)).reshape(2, 2) / np.float32(
+        image_size
+    )
     centre, half = labels[:, 1:3], labels[:, 3:] / 2
     edges = np.stack((centre - half, centre + half))  # (2, n, 2)
     keep = centre.any(1) & (edges[1] >= 0).all(1) & (edges[0] <= 1).all(1)
-    scale = rectangle[2:] / image_size
-    edges = edges / scale - rectangle[:2] / image_size / scale
-    if part.params.flip:
+    edges = edges / sides - corner / sides
+    if params.flip:
         edges[..., 0] = 1 - edges[::-1, :, 0]
     low, high = edges.clip(0, 1)
-    centre, sides = (low + high) / 2, high - low
-    keep &= (sides >= 1 / np.float32(size)).all(1) & (centre > 0).all(1)
-    return np.concatenate((labels[:, :1], centre, sides), 1)[keep]
-
-
-def _tile_span(second, cut, side, border):
-    """One axis of a tile: start and stop in the mosaic, start in its image (past the empty border)."""
-    if second:
-        return cut, side, min(cut, border[0])
-    return 0, cut, side - cut - min(side - cut, border[1])
-
-
-def _fit_axis(centre, length, start, stop, shift, side, bound):
-    """One axis of boxes, each moved by `shift` pixels to its tile from `start` to `stop`, all (n,).
-    Returns centre and length, relative, and which to keep."""
-    centre = centre + np.float32(shift / side)
-    low, high = ((centre + sign * length / 2) * side for sign in (-1, 1))
-    low, high = low.astype(np.int32), high.astype(np.int32)  # Darknet truncates
-    if bound:
-        low, high = np.maximum(low, start), np.minimum(high, stop)
-        centre, length = np.float32((low + high) / 2 / side), np.float32((high - low) / side)
-    else:
-        before, after = np.float32(np.minimum(low, 0) / side), np.float32(np.maximum(high - side, 0) / side)
-        centre, length = centre - (before + after) / 2, length + before - after
-    return centre, length, (centre > 0) & (centre < 1) & (length > np.float32(1 / side)) & (length < 1)
+    centre, lengths = (low + high) / 2, high - low
+    keep &= (lengths >= 1 / np.float32(size)).all(1) & (centre > 0).all(1)
+    return np.concatenate((labels[:, :1], centre, lengths), 1)[keep]

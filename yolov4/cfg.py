@@ -1,101 +1,279 @@
-"""Text of a .cfg <-> typed sections; .data and .names files.
-Source: Darknet's src/parser.c and src/option_list.c."""
+"""Darknet's .cfg, .data and .names files <-> typed sections with Darknet's keys and defaults.
+Source: the parse_* functions of Darknet's src/parser.c, and src/option_list.c."""
 
 import difflib
-import math
-from collections.abc import Iterable
-from dataclasses import fields
-from functools import cache
+import re
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
 from pathlib import Path
-from typing import Literal, get_args, get_origin, get_type_hints
+from typing import Literal, NamedTuple, get_args, get_origin
 
-from yolov4 import sections as known
 from yolov4.files import read_text
-from yolov4.sections import Anchors, Net, Network, Section, kind_name
 
-KINDS = {kind_name(c): c for c in (
-    Net, known.Convolutional, known.Maxpool, known.Route, known.Shortcut, known.Upsample, known.Dropout, known.Yolo,
-    known.GaussianYolo, known.Avgpool, known.ScaleChannels, known.Sam, known.Reorg, known.Reorg3d, known.Implicit,
-)}  # fmt: skip
+Activation = Literal[
+    "logistic", "linear", "leaky", "mish", "swish", "relu", "relu6", "elu", "selu", "gelu", "tanh",
+    "hard_mish",
+]  # fmt: skip
+GateActivation = Literal["logistic", "linear", "leaky", "relu", "relu6", "tanh"]
+IouKind = Literal["iou", "giou", "diou", "ciou"]
+Anchors = tuple[tuple[float, float], ...]
+
+
+frozen = dataclass(frozen=True, kw_only=True)
+
+
+@frozen
+class Section:
+    """One [section]; `lines` maps a key (or "" for the header) to its line in the file."""
+
+    lines: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
+
+    def __init_subclass__(cls):
+        cls.kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()  # scale_channels
+
+
+@frozen
+class Net(Section):
+    batch: int = 1  # images of one update
+    subdivisions: int = 1  # mini-batches the batch is cut into
+    width: int = 0
+    height: int = 0
+    channels: int = 3
+    momentum: float = 0.9
+    decay: float = 0.0001
+    saturation: float = 1.0
+    exposure: float = 1.0
+    hue: float = 0.0
+    flip: bool = True
+    blur: int = 0
+    gaussian_noise: int = 0
+    mixup: int = 0
+    mosaic: bool = False
+    mosaic_bound: bool = False
+    letter_box: bool = False
+    learning_rate: float = 0.001
+    learning_rate_min: float = 0.00001
+    burn_in: int = 0
+    power: float = 4.0
+    max_batches: int = 0
+    policy: Literal[
+        "constant", "step", "steps", "exp", "poly", "sig", "sigmoid", "sgdr", "onecycle"
+    ] = "constant"
+    steps: tuple[int, ...] = ()
+    scales: tuple[float, ...] = ()
+    step: int = 1
+    scale: float = 1.0
+    gamma: float = 1.0
+    sgdr_cycle: int = 0  # 0: max_batches
+    sgdr_mult: int = 2
+    # not Darknet's, which passes over these keys and over policy=onecycle
+    final_fraction: float = 0.01  # of learning_rate, at the end of policy=onecycle
+    nesterov: bool = False
+    burn_in_momentum: float = 0.0  # momentum at the start of burn-in; 0: momentum
+    burn_in_bias_rate: float = 0.0  # learning rate of biases at the start of burn-in; 0: the same
+    mixup_share: float = 0.0  # of samples, mosaics included, that are blended with another one
+    # Darknet's again
+    resize_step: int = 32
+    ema_alpha: float = 0.0
+    adversarial_lr: float = 0.0  # self-adversarial training: how far images move, at the end
+
+
+@frozen
+class Convolutional(Section):
+    batch_normalize: Literal[0, 1, 2] = 0  # 2 (also cbn=1): cross mini-batch normalisation
+    filters: int = 1
+    size: int = 1
+    groups: int = 1
+    dilation: int = 1
+    stride: int = 1
+    pad: bool = False  # padding = size // 2
+    padding: int = 0
+    activation: Activation = "logistic"
+    stopbackward: int = 0  # no gradient for this layer and all before it in the first iterations
+
+
+@frozen
+class Maxpool(Section):
+    size: int = 0  # 0: stride
+    stride: int = 1
+    padding: int = -1  # of both sides together; -1: size - 1
+
+
+@frozen
+class Route(Section):
+    layers: tuple[int, ...]
+    groups: int = 1
+    group_id: int = 0
+
+
+@frozen
+class Shortcut(Section):
+    from_: tuple[int, ...]  # the key is `from`
+    activation: Activation = "linear"
+    weights_type: Literal["none", "per_feature", "per_layer", "per_channel"] = "none"
+    weights_normalization: Literal["none", "relu", "avg_relu", "softmax"] = "none"
+
+
+@frozen
+class Upsample(Section):
+    stride: int = 2
+
+
+@frozen
+class Dropout(Section):
+    probability: float = 0.2
+    dropblock: bool = False  # one block per channel; size and probability grow during training
+    dropblock_size_rel: float = 0.0  # of the layer's width and height
+    dropblock_size_abs: int = 0  # cells; 7 where neither is given
+
+
+@frozen
+class Yolo(Section):
+    mask: tuple[int, ...] = ()  # empty: all anchors
+    anchors: Anchors
+    classes: int = 20
+    num: int = 1
+    jitter: float = 0.2
+    resize: float = 1.0
+    random: float = 0.0
+    ignore_thresh: float = 0.5
+    truth_thresh: float = 1.0
+    iou_thresh: float = 1.0
+    iou_thresh_kind: IouKind = "iou"
+    iou_loss: Literal["mse", IouKind] = "mse"
+    iou_normalizer: float = 0.75
+    obj_normalizer: float = 1.0
+    cls_normalizer: float = 1.0
+    max_delta: float = float("inf")
+    label_smooth_eps: float = 0.0
+    objectness_smooth: bool = False
+    focal_loss: bool = False
+    counters_per_class: tuple[float, ...] = ()
+    scale_x_y: float = 1.0
+    new_coords: bool = False
+    nms_kind: Literal["default", "greedynms", "diounms"] = "default"
+    beta_nms: float = 0.6
+
+
+@frozen
+class Avgpool(Section):
+    pass
+
+
+@frozen
+class ScaleChannels(Section):
+    from_: int  # the layer that the previous one scales
+    scale_wh: bool = False  # one factor per cell; else one per channel
+    activation: GateActivation = "linear"
+
+
+@frozen
+class Sam(Section):
+    from_: int
+    activation: GateActivation = "linear"
+
+
+@frozen
+class Reorg(Section):
+    stride: int = 1
+
+
+@frozen
+class Reorg3d(Section):
+    stride: int = 1
+
+
+KINDS = {section.kind: section for section in Section.__subclasses__()}
+
+
+@frozen
+class Head(Yolo):
+    """A [yolo] in its place: `anchors` (A, 2) are those of its mask, in pixels of the network."""
+
+    all_anchors: Anchors  # (N, 2)
+    index: int  # of the layer, counted from 0 after [net]
+    stride: int  # pixels of the network input per cell
+
+
+class Network(NamedTuple):
+    """What a .cfg says: [net], then the layers in order, and the file's name for messages."""
+
+    net: Net
+    sections: tuple[Section, ...]
+    name: str = "cfg"
+
+    def where(self, section: Section, key: str = "") -> str:
+        """`x.cfg:14: [yolo]`: the line of a section's key, or of its header, for messages."""
+        line = section.lines.get(key, section.lines.get("", 0))
+        return f"{self.name}:{line}: [{section.kind}]"
+
 
 # Keys that are written even where they hold the default: other readers have other defaults.
-ALWAYS_WRITTEN = {
-    "batch", "subdivisions", "width", "height", "channels", "momentum", "decay", "learning_rate", "max_batches",
-    "policy", "filters", "size", "stride", "pad", "activation", "classes", "num", "ignore_thresh", "truth_thresh",
-    "random",
-}  # fmt: skip
-
-# Keys of upstream files that change nothing here, with the reason.
-YOLO = {
-    "max": "every truth of an image counts", "show_details": "what Darknet prints",
-    "bias_match": "only [region]", "rescore": "only [region]", "softmax": "only [region]",
-    "absolute": "only [region]", "thresh": "only [region]", "coords": "always 4",
-    "beta1": "Darknet does not read it, only beta_nms",
-}  # fmt: skip
-WITHOUT_EFFECT = {
-    "net": {
-        "angle": "only classifiers rotate", "aspect": "only classifiers", "max_crop": "only classifiers",
-        "min_crop": "only classifiers", "label_smooth_eps": "detectors take the key of [yolo]",
-        "inputs": "follows from width, height, channels", "seq_scales": "only for recurrent networks",
-        "time_steps": "only for recurrent networks", "max_chart_loss": "the chart scales itself",
-        "optimized_memory": "memory of Darknet's GPU build", "use_cuda_graph": "Darknet's GPU build",
-        "workspace_size_limit_mb": "memory of Darknet's GPU build", "loss_scale": "see --amp",
-        "attention": "windows that Darknet opens", "max_epochs": "Darknet does not read it, only max_batches",
-    },
-    "convolutional": {"flipped": "only old classifiers"},
-    "yolo": YOLO | {"uc_normalizer": "only [Gaussian_yolo]"},
-    "gaussian_yolo": YOLO,
-}  # fmt: skip
-
-# Keys that are an error unless 0, with the reason.
-REFUSED = {
-    "net": {
-        "cutmix": "Darknet has it for classifiers alone: use mosaic=1",
-    },
-    "gaussian_yolo": dict.fromkeys(("new_coords", "focal_loss"), "only [yolo] has it"),
+ALWAYS_WRITTEN = (
+    "batch subdivisions width height channels momentum decay learning_rate max_batches policy "
+    "filters size stride pad activation classes num ignore_thresh truth_thresh random"
+)
+WITHOUT_EFFECT = {  # keys of upstream files that change nothing here
+    "net": (
+        "angle aspect max_crop min_crop label_smooth_eps "  # only classifiers
+        "seq_scales time_steps "  # only recurrent networks
+        "optimized_memory workspace_size_limit_mb use_cuda_graph loss_scale "  # Darknet's GPU build
+        "attention max_chart_loss "  # Darknet's windows and chart
+        "inputs max_epochs dynamic_minibatch"  # follows from width, height; not read; not here
+    ),
+    "convolutional": "flipped",  # only old classifiers
+    "yolo": (
+        "bias_match rescore softmax absolute thresh coords "  # only [region]
+        "uc_normalizer max show_details beta1"  # [Gaussian_yolo]; no limit here; printing; not read
+    ),
+}
+NOT_SUPPORTED = {  # keys that are an error unless 0
+    "cutmix": "Darknet has it for classifiers alone, use mosaic=1",
+    "train_only_bn": "use --freeze",
+    "dontload": "a .weights file holds every layer",
+    "dontloadscales": "a .weights file holds every layer",
+}
+# Numbers that would only fail later, or not at all, are refused when read.
+MAX_NUMBER = 1e12
+RANGES = {
+    key: limits
+    for limits, keys in (
+        ((0, 1), "momentum burn_in_momentum decay hue ema_alpha probability"),
+        ((0, 1), "mixup_share final_fraction"),
+        ((0, 100), "saturation exposure jitter random blur gaussian_noise"),
+        ((0.01, 100), "resize scale_x_y"),
+        ((0, 32768), "width height channels size"),
+        ((1, 256), "dilation sgdr_mult"),
+        ((1, 65536), "batch subdivisions stride groups classes num resize_step"),
+        ((1, 1e9), "filters step"),
+        ((1e-3, 1e6), "anchors"),
+    )
+    for key in keys.split()
 }
 Options = dict[str, tuple[str, int]]  # key -> text of its value, line
-MAX_NUMBER = 1e12  # no value of any key is larger, so that sums and products of them stay numbers
-# What a number may be, for keys whose other values would only fail later, or not at all.
-LIMITS = {
-    "batch": (1, 65536), "subdivisions": (1, 65536), "width": (0, 32768), "height": (0, 32768), "channels": (0, 1024),
-    "momentum": (0, 1), "decay": (0, 1), "saturation": (0, 100), "exposure": (0, 100), "hue": (0, 1), "blur": (0, 1001),
-    "gaussian_noise": (0, 127), "max_batches": (0, 1e9), "step": (1, 1e9), "resize_step": (1, 4096),
-    "sgdr_mult": (1, 100), "ema_alpha": (0, 1), "stride": (1, 4096), "groups": (1, 1 << 20), "dilation": (1, 256),
-    "probability": (0, 1), "classes": (1, 1 << 20), "num": (1, 1 << 16), "jitter": (0, 10), "resize": (0.01, 100),
-    "random": (0, 10), "max_delta": (0, MAX_NUMBER), "scale_x_y": (0.01, 100), "burn_in_momentum": (0, 1),
-    "mixup_share": (0, 1), "final_fraction": (0, 1),
-}  # fmt: skip
 
 
 def parse_cfg(text: str, name: str = "cfg") -> Network:
     """Text of a .cfg -> typed sections.  `name` stands in messages.
-    Raises ValueError `name:line: ...` for what is not supported, mistyped or not a value of its key."""
-    found = raw_sections(text, name)
-    if not found or found[0][0] not in ("net", "network"):
-        raise ValueError(
-            f"{name}: starts with [{found[0][0][:40] if found else ''}], expected [net]: not a Darknet .cfg"
-        )
-    net, *sections = (_section(*each, name) for each in [("net", *found[0][1:]), *found[1:]])
+    Raises ValueError `name:line: ...` for what is not supported, mistyped or not a value."""
+    sections: list[Section] = []
+    for kind, line, options in raw_sections(text, name):
+        kind = "net" if kind == "network" else kind
+        values = section_values(kind, line, options, name)
+        for key in {"layers", "from", "anchors"} & _keys(kind).keys() - options.keys():
+            raise ValueError(f"{name}:{line}: [{kind}] has no {key}")
+        lines = {"": line} | {key: number for key, (_, number) in options.items()}
+        sections.append(KINDS[kind](**values, lines=lines))
+    if not sections or not isinstance(net := sections.pop(0), Net):
+        raise ValueError(f"{name}: does not start with [net], expected a Darknet .cfg")
+    network = Network(net, tuple(sections), name)
     if net.policy == "steps" and len(net.steps) != len(net.scales):
-        line = net.lines.get("steps", net.lines[""])
-        raise ValueError(f"{name}:{line}: {len(net.steps)} steps and {len(net.scales)} scales, expected as many")
-    return Network(net, tuple(sections), name)
-
-
-def raw_sections(text: str, name: str) -> list[tuple[str, int, Options]]:
-    """Text in the form of a .cfg -> (kind, line of the header, key -> (value, line)) of each section."""
-    found: list[tuple[str, int, Options]] = []
-    for number, raw in enumerate(text.splitlines(), 1):
-        line = raw.split("#")[0].split(";")[0].strip()
-        if line.startswith("["):
-            found.append((line.strip("[]").strip().lower(), number, {}))
-        elif "=" in line and found:
-            key, value = (part.strip() for part in line.split("=", 1))
-            found[-1][2].setdefault(key.lower(), (value, number))  # the first of two counts, as in Darknet
-        elif line:
-            raise ValueError(f"{name}:{number}: found {line[:40]!r}, expected [section] or key=value")
-    return found
+        found = f"{len(net.steps)} and {len(net.scales)}"
+        raise ValueError(
+            f"{network.where(net, 'steps')} steps and scales differ in length: {found}"
+        )
+    return network
 
 
 def read_cfg(path: str | Path) -> Network:
@@ -103,127 +281,130 @@ def read_cfg(path: str | Path) -> Network:
     return parse_cfg(read_text(path), str(path))
 
 
+def raw_sections(text: str, name: str, kind: str = "") -> list[tuple[str, int, Options]]:
+    """Text in the form of a .cfg -> (kind, line of the header, options) of each section.
+    `kind`: of the first lines, where a file has them before any header, as a .data file."""
+    found: list[tuple[str, int, Options]] = [(kind, 0, {})] if kind else []
+    for number, raw in enumerate(text.splitlines(), 1):
+        line = raw.split("#")[0].split(";")[0].strip()
+        if line.startswith("["):
+            found.append((line.strip("[]").strip().lower(), number, {}))
+        elif "=" in line and found:
+            key, value = (part.strip() for part in line.split("=", 1))
+            found[-1][2].setdefault(key.lower(), (value, number))  # Darknet takes the first of two
+        elif line:
+            expected = "key=value" if found else "[section]"
+            raise ValueError(f"{name}:{number}: found {line[:40]!r}, expected {expected}")
+    return found
+
+
+def section_values(kind: str, line: int, options: Options, name: str) -> dict:
+    """Options of a section, see `raw_sections` -> values of its fields."""
+    if kind not in KINDS:
+        expected = ", ".join(KINDS)
+        raise ValueError(f"{name}:{line}: [{kind[:40]}] is not supported, expected {expected}")
+    if kind == "convolutional" and options.pop("cbn", "0")[0] != "0":
+        options["batch_normalize"] = "2", line
+    known, ignored, values = _keys(kind), WITHOUT_EFFECT.get(kind, "").split(), {}
+    for key, (text, number) in options.items():
+        where = f"{name}:{number}: [{kind}] {key[:40]}={text[:60]}"
+        if key in known:
+            try:
+                values[known[key].name] = _value(key, text, known[key].type)
+            except ValueError as error:
+                raise ValueError(f"{where}, expected {error}") from None
+        elif key not in ignored and (key not in NOT_SUPPORTED or text != "0"):
+            close = difflib.get_close_matches(key, known, 1)
+            hint = NOT_SUPPORTED.get(key) or "".join(f"did you mean {other}?" for other in close)
+            raise ValueError(f"{where} is not supported" + (hint and f": {hint}"))
+        elif key == "dynamic_minibatch" and text != "0":
+            warnings.warn(f"{where} has no effect", stacklevel=2)
+    return values
+
+
+def _keys(kind: str) -> dict[str, Field]:
+    """Key in a .cfg -> field of the section."""
+    return {f.name.rstrip("_"): f for f in fields(KINDS[kind]) if f.name != "lines"}
+
+
+def _value(key: str, text: str, hint: type):
+    """Text of a value -> the type of its field.  Raises ValueError with what was expected."""
+    if hint is bool or get_origin(hint) is Literal:
+        choices = {str(choice): choice for choice in get_args(hint)} or {"0": False, "1": True}
+        if text not in choices:
+            raise ValueError("one of " + ", ".join(choices))
+        return choices[text]
+    if hint == Anchors:
+        return parse_anchors(text)
+    if get_origin(hint) is tuple:
+        parts = text.strip(", ").split(",")
+        return tuple(_value(key, part, get_args(hint)[0]) for part in parts)
+    low, high = RANGES.get(key, (-MAX_NUMBER, MAX_NUMBER))
+    try:
+        value = hint(text)
+    except ValueError:
+        value = float("nan")
+    if not low <= value <= high:
+        limits = f" in {low:g}..{high:g}" if key in RANGES else ""
+        raise ValueError(f"a {'whole ' if hint is int else ''}number{limits}")
+    return value
+
+
+def parse_anchors(text: str) -> Anchors:
+    """`12,16, 19,36` -> ((12, 16), (19, 36)), width and height in pixels of the network input.
+    Raises ValueError with what was expected."""
+    numbers = _value("anchors", text, tuple[float, ...])
+    if len(numbers) % 2:
+        raise ValueError("pairs of width, height")
+    return tuple(zip(numbers[::2], numbers[1::2], strict=True))
+
+
 def format_cfg(net: Net, sections: tuple[Section, ...]) -> str:
     """Typed sections -> text of a .cfg that `parse_cfg` reads back to equal sections."""
-    return "\n\n".join(_format_section(section) for section in (net, *sections)) + "\n"
+
+    def text(value) -> str:
+        if isinstance(value, tuple):
+            return (", " if value and isinstance(value[0], tuple) else ",").join(map(text, value))
+        return f"{value:.9g}" if isinstance(value, float | bool) else str(value)
+
+    blocks = []
+    for section in (net, *sections):
+        lines = [f"[{section.kind}]"]
+        for key, f in _keys(section.kind).items():
+            value = getattr(section, f.name)
+            if key in ALWAYS_WRITTEN.split() or value != f.default:
+                lines.append(f"{key}={text(value)}")
+        blocks.append("\n".join(lines) + "\n")
+    return "\n".join(blocks)
 
 
 def read_data(path: str | Path) -> dict[str, str]:
-    """Reads a .data file.  Paths in train, valid, difficult, names, backup are resolved against the file's folder
-    where they exist there, as users move such folders; else they stay relative to the current one, as in Darknet."""
-    path, options = Path(path), {}
-    for number, raw in enumerate(read_text(path).splitlines(), 1):
-        line = raw.split("#")[0].strip()
-        if line and "=" not in line:
-            raise ValueError(f"{path}:{number}: found {line[:40]!r}, expected key = value")
-        if line:
-            key, value = (part.strip() for part in line.split("=", 1))
-            options[key] = value
+    """Reads a .data file.  Its paths are resolved against the file's folder where they exist there,
+    as users move such folders; else they stay relative to the current one, as in Darknet."""
+    ((_, _, found), *_) = raw_sections(read_text(path), str(path), "data")
+    options = {key: value for key, (value, _) in found.items()}
     for key in {"train", "valid", "difficult", "names", "backup"} & options.keys():
         value = options[key].replace("\\", "/")
-        options[key] = str(path.parent / value) if (path.parent / value).exists() else value
+        beside = Path(path).parent / value
+        options[key] = str(beside) if beside.exists() else value
     return options
 
 
 def read_names(path: str | Path) -> list[str]:
-    """Class names, one a line."""
+    """Class names, one per line."""
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
-def names_of_classes(names: str | Path | Iterable[str] | None, classes: int, where: str | Path = "names") -> list[str]:
-    """Those of a file, or those given, or the numbers of the classes where none are.  Raises ValueError, which names
-    the file or else `where`, if they are not as many as the classes."""
-    in_file = isinstance(names, str | Path)
-    found = read_names(names) if in_file else list(names or map(str, range(classes)))
-    if len(found) != classes:
-        where = names if in_file else where
-        raise ValueError(f"{where}: {len(found)} names, but the network has {classes} classes, expected as many")
-    return found
-
-
-def _section(kind: str, line: int, options: Options, name: str) -> Section:
-    values = section_values(kind, line, options, name)
-    missing = [f.name.rstrip("_") for f in fields(KINDS[kind]) if f.name in ("layers", "from_", "anchors")]
-    for key in missing:
-        if key not in options:
-            raise ValueError(f"{name}:{line}: [{kind}] has no {key}, expected one")
-    return KINDS[kind](**values)
-
-
-def section_values(kind: str, line: int, options: Options, name: str) -> dict:
-    """The fields of a section that its options give, by name, and `lines`; see `raw_sections`."""
-    if kind not in KINDS:
-        raise ValueError(f"{name}:{line}: [{kind[:40]}] is not supported, expected one of {', '.join(KINDS)}")
-    hints = _hints(kind)
-    values, lines = {}, {"": line}
-    if kind == "convolutional" and "cbn" in options:  # another way to write batch_normalize=2
-        cbn, number = options.pop("cbn")
-        options |= {} if cbn == "0" else {"batch_normalize": ("2", number)}
-    for key, (value, number) in options.items():
-        lines[key] = number
-        if value != "0" and key in REFUSED.get(kind, ()):
-            raise ValueError(f"{name}:{number}: [{kind}] {key}={value[:60]}, expected 0: {REFUSED[kind][key]}")
-        if key in hints:
-            try:
-                values["from_" if key == "from" else key] = _checked(key, _value(value, hints[key]))
-            except ValueError as error:
-                raise ValueError(f"{name}:{number}: [{kind}] {key}={value[:60]}, expected {error}") from None
-        elif key not in WITHOUT_EFFECT.get(kind, ()) and key not in REFUSED.get(kind, ()):
-            close = difflib.get_close_matches(key, [*hints, *WITHOUT_EFFECT.get(kind, ())], 1)
-            hint = f", did you mean {close[0]}?" if close else ""
-            raise ValueError(f"{name}:{number}: [{kind}] key {key[:40]} is not supported{hint}")
-    return values | {"lines": lines}
-
-
-@cache
-def _hints(kind: str) -> dict[str, type]:
-    return {key.rstrip("_"): hint for key, hint in get_type_hints(KINDS[kind]).items() if key != "lines"}
-
-
-def _value(text: str, hint: type):
-    """Text of a value -> the type of its field; a ValueError says what was expected."""
-    if get_origin(hint) is Literal:
-        allowed = {str(value): value for value in get_args(hint)}
-        if text not in allowed:
-            raise ValueError("one of " + ", ".join(allowed))
-        return allowed[text]
-    if hint == Anchors:
-        numbers = _value(text, tuple[float, ...])
-        if len(numbers) % 2:
-            raise ValueError(f"pairs of width, height, not {len(numbers)} numbers")
-        return tuple(zip(numbers[::2], numbers[1::2], strict=True))
-    if get_origin(hint) is tuple:
-        return tuple(_value(part.strip(), get_args(hint)[0]) for part in text.strip(", ").split(","))
-    if hint is bool:
-        if text not in ("0", "1"):
-            raise ValueError("0 or 1")
-        return text == "1"
-    try:
-        value = hint(text)
-    except ValueError:
-        value = math.nan
-    if not -MAX_NUMBER <= value <= MAX_NUMBER:
-        raise ValueError("a whole number" if hint is int else "a number") from None
-    return value
-
-
-def _checked(key: str, value):
-    """The value, or a ValueError that says its range."""
-    low, high = LIMITS.get(key, (-MAX_NUMBER, MAX_NUMBER))
-    if key in LIMITS and not low <= value <= high:
-        raise ValueError(f"{low:g}..{high:g}")
-    if key == "anchors" and any(min(anchor) <= 0 for anchor in value):
-        raise ValueError("widths and heights above 0")
-    return value
-
-
-def _format_section(section: Section) -> str:
-    def text(value) -> str:
-        if isinstance(value, tuple):
-            return (", " if value and isinstance(value[0], tuple) else ",").join(map(text, value))
-        return f"{value:.9g}" if isinstance(value, float) else str(int(value) if isinstance(value, bool) else value)
-
-    keys = (f for f in fields(section) if f.name != "lines")
-    written = (f for f in keys if f.name in ALWAYS_WRITTEN or getattr(section, f.name) != f.default)
-    lines = (f"{f.name.rstrip('_')}={text(getattr(section, f.name))}" for f in written)
-    return "\n".join([f"[{section.kind}]", *lines])
+def names_of_classes(
+    names: str | Path | Sequence[str] | None, classes: int, where: str | Path = "names"
+) -> list[str]:
+    """Class names of a file, or those given, or the numbers of the classes where there are none.
+    Raises ValueError with the file, or else `where`, unless there is one per class."""
+    if isinstance(names, str | Path):
+        where, names = names, read_names(names)
+    elif not names:
+        names = map(str, range(classes))
+    names = list(names)
+    if len(names) != classes:
+        raise ValueError(f"{where}: {len(names)} names, but the network has {classes} classes")
+    return names

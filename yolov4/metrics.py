@@ -1,7 +1,10 @@
-"""From detections and truths to a Result, as `darknet detector map` counts: matching, average precision.
-Source: Darknet's src/detector.c, validate_detector_map."""
+"""Matches detections with ground truth; mAP as `darknet detector map`, curves, confusion.
+Source: Darknet's src/detector.c, validate_detector_map; the curve is that of the VOC devkit."""
 
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -9,20 +12,138 @@ from torch import Tensor
 
 from yolov4.boxes import box_iou, relative_boxes
 from yolov4.decoding import Detections
-from yolov4.result import Record, Result, Settings
 
-BLOCK = 16384  # detections that are compared with the truths at once
+THRESHOLDS = np.arange(1000) / 1000  # confidences at which F1 is measured
+
+
+class Record(NamedTuple):
+    """One image of an evaluation."""
+
+    path: Path | None
+    image_size: tuple[int, int]  # width, height
+    detections: Detections  # by falling score, equal ones in Darknet's order
+    labels: Tensor  # (m, 5) class, cx, cy, w, h, relative: the ground truth
+    difficult: Tensor  # (k, 5) likewise; k = 0 where no list was given
+
+
+class Matches(NamedTuple):
+    """The detections of one class in all images, by falling score, and what there is to find."""
+
+    scores: Tensor  # (n,)
+    hits: Tensor  # (n,) bool: the first to find its ground-truth box
+    truths: int  # ground-truth boxes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """How the detections were made; printed with every result."""
+
+    size: tuple[int, int]  # width, height of the network input, pixels
+    letter_box: bool = False
+    thresh: float = 0.005
+    nms_thresh: float = 0.45
+    confidence: float = 0.25  # above it, a detection counts for TP, FP, the ratios and average IoU
+    difficult: bool = False  # whether a list of difficult objects was given
+
+    def __str__(self) -> str:
+        fitted, (width, height) = "letterboxed" if self.letter_box else "stretched", self.size
+        return (
+            f"images {fitted} to {width}x{height}; thresh {self.thresh:g}, nms {self.nms_thresh:g}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What `Evaluator.result` counted.  Arrays are (C,), one value per class; ratios 0..1."""
+
+    ap: np.ndarray  # a class without ground truth has 0 and counts in the mean, as in Darknet
+    truths: np.ndarray  # ground-truth boxes
+    tp: np.ndarray  # at settings.confidence
+    fp: np.ndarray
+    iou_sum: np.ndarray  # over the true positives
+    precision: float  # of all classes together, at settings.confidence
+    recall: float
+    f1: float
+    average_iou: float
+    images: int
+    iou_thresh: float
+    points: int
+    settings: Settings
+    matches: list[Matches]  # one per class; without detections on difficult objects
+
+    @property
+    def map(self) -> float:
+        return float(self.ap.mean())
+
+    @property
+    def detections(self) -> int:
+        """How many are above settings.thresh."""
+        return sum(len(each.scores) for each in self.matches)
+
+    @property
+    def protocol(self) -> str:
+        """One sentence: what was measured, and with which settings."""
+        settings = self.settings
+        curve = f"{self.points} recall points" if self.points else "area under the curve"
+        difficult = "from their list" if settings.difficult else "not listed"
+        return (
+            f"darknet detector map: IoU > {self.iou_thresh:g}, {curve}, mean over {len(self.ap)} "
+            f"classes; {settings}; TP to IoU at confidence > {settings.confidence:g}; difficult "
+            f"objects {difficult}."
+        )
+
+    def rows(self, names: Sequence[str]) -> list[dict]:
+        """The table of the classes as plain values; the last row is that of all classes."""
+        counts = (self.truths, self.tp, self.fp, self.iou_sum)
+        truths, tp, fp, iou_sum = (np.append(each, each.sum()) for each in counts)
+        columns = {"ap": np.append(self.ap, self.map), "truths": truths, "tp": tp, "fp": fp}
+        columns |= _ratios(truths, tp, fp, iou_sum)
+        names = [*names, f"mAP@{self.iou_thresh:.2f}"]
+        rows = zip(names, *(each.tolist() for each in columns.values()), strict=True)
+        return [dict(zip(("name", *columns), row, strict=True)) for row in rows]
+
+    def table(self, names: Sequence[str]) -> str:
+        """One line per class, the totals, and the protocol."""
+        width = max(16, *map(len, names))
+        heads = ("truths", "AP %", "TP", "FP", "precision", "recall", "F1", "IoU %")
+        lines = [f"{'class':{width}} " + " ".join(f"{head:>9}" for head in heads)]
+        lines += [
+            "{name:{0}} {truths:9} {1:9.2f} {tp:9} {fp:9} {precision:9.2f} {recall:9.2f} {f1:9.2f} "
+            "{2:9.2f}".format(width, row["ap"] * 100, row["average_iou"] * 100, **row)
+            for row in self.rows(names)
+        ]
+        lines[-1] += f"   {self.images} images, {self.detections} detections"
+        return "\n".join([*lines, self.protocol])
+
+    def to_json(self, names: Sequence[str]) -> dict:
+        """Everything as plain values, ready for json.dump."""
+        keys = ("map", "precision", "recall", "f1", "average_iou", "images", "detections",
+                "iou_thresh", "points", "protocol")  # fmt: skip
+        values = {key: getattr(self, key) for key in keys}
+        return {**values, "settings": asdict(self.settings), "classes": self.rows(names)[:-1]}
+
+
+def _ratios(truths, tp, fp, iou_sum) -> dict:
+    """0 where 0 / 0.  A false positive counts as an IoU of 0, as in Darknet."""
+    found = np.maximum(1, tp + fp)
+    return {
+        "precision": tp / found,
+        "recall": tp / np.maximum(1, truths),
+        "f1": 2 * tp / np.maximum(1, tp + fp + truths),
+        "average_iou": iou_sum / found,
+    }
 
 
 class Evaluator:
-    """Collects detections and truths image by image; then `result` for any IoU and points from the one pass."""
+    """Takes the images of one pass; `result` then counts for any IoU threshold and recalls."""
 
     def __init__(self, classes: int, settings: Settings):
-        self.classes, self.settings, self.images = classes, settings, 0
+        self.classes, self.settings = classes, settings
         self.records: list[Record] = []
-        self._detections: list[tuple[Tensor, ...]] = []  # of an image: boxes cxcywh relative, groups, scores
-        self._truths: list[tuple[Tensor, ...]] = []  # boxes, groups
-        self._difficult: list[tuple[Tensor, ...]] = []
+        self._matches: list[
+            tuple[Tensor, ...]
+        ] = []  # of each image, in the order of Darknet's list
+        self._truths = np.zeros(classes, int)
 
     def add(
         self,
@@ -30,127 +151,163 @@ class Evaluator:
         labels: Tensor,
         image_size: tuple[int, int],
         difficult: Tensor | None = None,
-        path=None,
-    ):
+        path: Path | None = None,
+    ) -> None:
         """One image.
 
-        detections: in the pixels of image_size = (width, height), in any order; where two are on one truth, the first
-        of them counts as TP.  labels, difficult: (n, 5) class, cx, cy, w, h, relative.  path: the image's Path,
-        for its record.  Raises ValueError for a class >= classes.
+        detections: in pixels of image_size = (width, height); `prediction` gives their order in
+        Darknet's list.  labels, difficult: (n, 5) class, cx, cy, w, h, relative.
         """
-        boxes = relative_boxes(detections.boxes, image_size)
-        self._detections.append((boxes, self._groups(detections.labels), detections.scores))
-        self._truths.append((labels[:, 1:], self._groups(labels[:, 0].long())))
-        if difficult is not None:
-            self._difficult.append((difficult[:, 1:], self._groups(difficult[:, 0].long())))
-        by_score = detections.scores.argsort(descending=True, stable=True)
-        ranked = Detections(*(values[by_score] for values in detections))
-        self.records.append(Record(path, image_size, ranked, labels, labels[:0] if difficult is None else difficult))
-        self.images += 1
-        self.__dict__.pop("_matches", None)
+        difficult = labels[:0] if difficult is None else difficult
+        found = detections[(detections.prediction * self.classes + detections.labels).argsort()]
+        boxes = relative_boxes(found.boxes, image_size)
+        overlap, index = best_overlaps(boxes, found.labels, labels)
+        hard, _ = best_overlaps(boxes, found.labels, difficult)
+        index += self._truths.sum()
+        self._matches.append((found.labels, found.scores, overlap, index, hard))
+        self._truths = self._truths + self._count(labels[:, 0].long())
+        found = found[found.scores.argsort(descending=True, stable=True)]
+        self.records.append(Record(path, image_size, found, labels, difficult))
 
     def result(self, iou_thresh: float = 0.5, points: int = 0) -> Result:
-        """points: 0 for the area under the curve, else the recall points (11, 101).  Raises ValueError for others."""
+        """points: 0 for the area under the curve, else how many recalls.  Raises ValueError."""
         if points < 0 or points == 1 or not 0 <= iou_thresh < 1:
-            raise ValueError(
-                f"points {points}, iou_thresh {iou_thresh}, expected points 0 or > 1 and iou_thresh in 0..1"
-            )
-        labels, scores, truth_labels, overlap, truth, difficult_overlap = self._matches
-        found = overlap > iou_thresh
-        # Darknet's oddity: an unmatched detection on a difficult object leaves the curve, but is still counted as FP
-        ranked = rank_by_class((found | (difficult_overlap <= iou_thresh)).nonzero()[:, 0], labels, scores)
-        hits = first_finds(truth[ranked], found[ranked])
-        per_class, truths = self._count(labels[ranked]), self._count(truth_labels)
-        parts = zip(hits.split(per_class.tolist()), truths.tolist(), strict=True)
+            raise ValueError(f"points {points}, IoU {iou_thresh}, expected 0 or > 1, and 0 to 1")
+        labels, scores, overlap, index, hard = map(torch.cat, zip(*self._matches, strict=True))
+        matched = overlap > iou_thresh
+        # Darknet's oddity: on a difficult object it leaves the curve, but still counts as FP
+        counted = matched | (hard <= iou_thresh)
+        matches = by_class(counted, scores, labels, index, matched, self._truths)
         confident = scores > self.settings.confidence
-        # Darknet's oddity: whoever comes first in the list has found the truth, confident or not
-        positive = first_finds(truth, found) & confident
+        # Darknet's oddity: the first in the list finds the object, confident or not
+        positive = first_hits(index, matched) & confident
+        counts = {
+            "truths": self._truths,
+            "tp": self._count(labels[positive]),
+            "fp": self._count(labels[confident & ~positive]),
+            "iou_sum": self._count(labels[positive], overlap[positive].double()),
+        }
+        totals = _ratios(*(each.sum() for each in counts.values()))
         return Result(
-            ap=np.array([average_precision(part, count, points) for part, count in parts]),
-            truths=truths.numpy(), tp=self._count(labels[positive]).numpy(),
-            fp=self._count(labels[confident & ~positive]).numpy(),
-            iou_sum=self._count(labels[positive], overlap[positive].double()).numpy(),
-            detections=len(ranked), images=self.images, iou_thresh=iou_thresh, points=points, settings=self.settings,
+            ap=average_precisions(matches, points), **counts, **totals, matches=matches,
+            images=len(self.records), iou_thresh=iou_thresh, points=points, settings=self.settings,
         )  # fmt: skip
 
-    @cached_property
-    def _matches(self) -> tuple[Tensor, ...]:
-        """Of all detections labels, scores; labels of all truths; the best IoU with a truth, that truth, and the best
-        IoU with a difficult object.  No threshold has its say here."""
-        nothing = torch.zeros(0, 4), torch.zeros(0, dtype=torch.long)
-        boxes, groups, scores = _join(self._detections, (*nothing, torch.zeros(0)))
-        truth_boxes, truth_groups = _join(self._truths, nothing)
-        overlap, truth = best_overlaps(boxes, groups, truth_boxes, truth_groups)
-        difficult_overlap, _ = best_overlaps(boxes, groups, *_join(self._difficult, nothing))
-        return groups % self.classes, scores, truth_groups % self.classes, overlap, truth, difficult_overlap
-
-    def _groups(self, labels: Tensor) -> Tensor:
-        """Detections and truths can meet only within one image and class: a number for each such pair."""
-        if len(labels) and not 0 <= labels.min() <= labels.max() < self.classes:
-            raise ValueError(f"class {labels.max():g}, expected 0..{self.classes - 1}")
-        return self.images * self.classes + labels
-
-    def _count(self, labels: Tensor, weights: Tensor | None = None) -> Tensor:
-        return torch.bincount(labels, weights, self.classes)
+    def _count(self, labels: Tensor, weights: Tensor | None = None) -> np.ndarray:
+        return torch.bincount(labels, weights, self.classes).numpy()
 
 
-def best_overlaps(boxes: Tensor, groups: Tensor, truth_boxes: Tensor, truth_groups: Tensor) -> tuple[Tensor, Tensor]:
-    """The truth of the same group with the highest IoU, the first of equals.
+def best_overlaps(boxes: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """The ground-truth box of its class that each detection of an image overlaps most.
 
-    boxes (n, 4), truth_boxes (m, 4), cxcywh in one unit; groups (n,), truth_groups (m,) int64.
-    Returns IoU (n,), 0 where there is none, and the index of the truth (n,), m where there is none.
+    boxes (n, 4) cxcywh, labels (n,), targets (m, 5) class, cx, cy, w, h in the same unit.
+    Returns IoU (n,), 0 for none, and the index in targets (n,), the first of equals.
     """
-    order = truth_groups.argsort(stable=True)
-    sorted_groups = truth_groups[order]
-    best, index = boxes.new_zeros(len(boxes)), torch.full((len(boxes),), len(truth_boxes))
-    for start in range(0, len(boxes), BLOCK):
-        block = slice(start, start + BLOCK)
-        first = torch.searchsorted(sorted_groups, groups[block])
-        counts = torch.searchsorted(sorted_groups, groups[block], right=True) - first
-        row = torch.arange(len(counts)).repeat_interleave(counts)  # (pairs,), of this block
-        place = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]  # of the pair within its row
-        truth = order[first[row] + place]
-        overlap = box_iou(boxes[block][row], truth_boxes[truth])
-        best[block].scatter_reduce_(0, row, overlap, "amax")
-        winners = (overlap == best[block][row]) & (overlap > 0)
-        index[block].scatter_reduce_(0, row[winners], truth[winners], "amin")
-    return best, index
+    overlap = box_iou(boxes[:, None], targets[None, :, 1:]) * (labels[:, None] == targets[:, 0])
+    return torch.cat((overlap, overlap.new_zeros(len(boxes), 1)), 1).max(1)
 
 
-def rank_by_class(rows: Tensor, labels: Tensor, scores: Tensor) -> Tensor:
-    """rows (m,) of labels (n,), scores (n,), in order -> by class, by falling score within it, equals as they were."""
-    rows = rows[scores[rows].argsort(descending=True, stable=True)]
-    return rows[labels[rows].argsort(stable=True)]
+def first_hits(index: Tensor, matched: Tensor) -> Tensor:
+    """index (n,): the ground-truth box of each detection; matched (n,) bool: whether it finds it.
+    Returns (n,) bool: the first to find each box."""
+    hits = torch.zeros_like(matched)
+    hits[np.unique(index.where(matched, -1).numpy(), return_index=True)[1]] = True
+    return hits & matched
 
 
-def first_finds(truth: Tensor, found: Tensor) -> Tensor:
-    """truth (n,) int64: which truth a detection is on; found (n,) bool: whether it is.  A truth is found once:
-    returns (n,) bool, True for the first detection of each."""
-    rows = found.nonzero()[:, 0]
-    _, first = np.unique(truth[rows].numpy(), return_index=True)
-    finds = torch.zeros_like(found)
-    finds[rows[torch.from_numpy(first)]] = True
-    return finds
+def by_class(
+    counted: Tensor,
+    scores: Tensor,
+    labels: Tensor,
+    index: Tensor,
+    matched: Tensor,
+    truths: Sequence,
+) -> list[Matches]:
+    """Of detections (n,) those that are counted; truths (C,): ground-truth boxes of each class."""
+    order = scores.argsort(descending=True, stable=True)
+    order = order[counted[order]]
+    hits, labels = first_hits(index[order], matched[order]), labels[order]
+    classes = ((labels == label, int(count)) for label, count in enumerate(truths))
+    return [Matches(scores[order][own], hits[own], count) for own, count in classes]
+
+
+def precision_recall(hits: Tensor, truths: int) -> tuple[Tensor, Tensor]:
+    """Of `Matches`: recall (n,), and the best precision at this recall or beyond (n,)."""
+    found = hits.double().cumsum(0)
+    precision = found / torch.arange(1, len(hits) + 1)
+    return found / max(1, truths), precision.flip(0).cummax(0).values.flip(0)
+
+
+def precision_at_recalls(hits: Tensor, truths: int, points: int) -> Tensor:
+    """That precision (points,) at recalls from 0 to 1; 0 beyond the last one reached."""
+    recall, precision = precision_recall(hits, truths)
+    # k * 0.1 as the compiled Darknet, which differs from k / 10 in the last bit, as recalls may be
+    wanted = torch.from_numpy(np.linspace(0, 1, points))
+    return torch.cat((precision, precision.new_zeros(1)))[torch.searchsorted(recall, wanted)]
 
 
 def average_precision(hits: Tensor, truths: int, points: int = 0) -> float:
-    """hits (n,) bool, the detections of a class by falling score; truths: how many there are to find.
-
-    points 0: the area under the curve of the best precision at each recall or beyond; else the mean of that precision
-    at so many recalls, evenly from 0 to 1.  In 0..1; 0 without truths or hits.
-    """
+    """Area under the curve of `Matches`, or mean at so many recalls; 0 if nothing is to find."""
     if not truths or not len(hits):
         return 0.0
-    found = hits.double().cumsum(0)
-    recall = found / truths
-    precision = found / torch.arange(1, len(hits) + 1)
-    best = precision.flip(0).cummax(0).values.flip(0)
-    if points == 0:
-        return float((recall.diff(prepend=recall.new_zeros(1)) * best).sum())
-    # k * 0.1 and not k / 10, which differ in the last bit: so does the compiled Darknet, and recalls are k / 10 often
-    wanted = torch.from_numpy(np.linspace(0, 1, points))
-    return float(torch.cat((best, best.new_zeros(1)))[torch.searchsorted(recall, wanted)].mean())
+    if points:
+        return float(precision_at_recalls(hits, truths, points).mean())
+    recall, precision = precision_recall(hits, truths)
+    return float((recall.diff(prepend=recall.new_zeros(1)) * precision).sum())
 
 
-def _join(parts: list[tuple[Tensor, ...]], nothing: tuple[Tensor, ...]) -> list[Tensor]:
-    return [torch.cat(columns) for columns in zip(nothing, *parts, strict=True)]
+def average_precisions(matches: Sequence[Matches], points: int = 0) -> np.ndarray:
+    """(C,)"""
+    return np.array([average_precision(each.hits, each.truths, points) for each in matches])
+
+
+def f1_scores(matches: Sequence[Matches]) -> tuple[np.ndarray, np.ndarray]:
+    """F1 above each of THRESHOLDS: (C, T), and the mean (T,) of the classes with ground truth."""
+    rows = []
+    for scores, hits, truths in matches:
+        # the place of a threshold among falling scores is the number of those above it
+        tp, positives = (
+            np.searchsorted(-each.numpy(), -THRESHOLDS) for each in (scores[hits], scores)
+        )
+        rows.append(2 * tp / np.maximum(1, positives + truths))
+    return np.array(rows), np.mean(rows, 0, where=[[each.truths > 0] for each in matches])
+
+
+class Pairing(NamedTuple):
+    """The confident detections of one image, one to one with its ground truth."""
+
+    detections: np.ndarray  # (k,) int64, indices; without those on difficult objects
+    missed: np.ndarray  # indices of the ground-truth boxes that are not found as their class
+    false: np.ndarray  # indices of the detections that find no box of their class
+    classes: tuple[np.ndarray, np.ndarray]  # of ground truth and detection, -1 where one is missing
+
+
+def pair(record: Record, confidence: float = 0.25, iou_thresh: float = 0.5) -> Pairing:
+    """Pairs detections with ground truth where IoU > iou_thresh: equal classes first, each by
+    falling IoU.  So a second class on an object that is found is a false box, and no confusion."""
+    chosen = (record.detections.scores > confidence).nonzero()[:, 0]
+    boxes = relative_boxes(record.detections.boxes, record.image_size)[chosen]
+    labels, truths = record.detections.labels[chosen], record.labels[:, 0].long().numpy()
+    overlap = box_iou(boxes[:, None], record.labels[None, :, 1:])  # (k, m)
+    rank = overlap + (labels[:, None] == record.labels[:, 0])
+    rank = rank.where(overlap > iou_thresh, 0).numpy()
+    targets = np.full(len(chosen), -1)
+    while rank.max(initial=0):
+        row, column = np.unravel_index(rank.argmax(), rank.shape)
+        targets[row], rank[row], rank[:, column] = column, 0, 0
+    hard = best_overlaps(boxes, labels, record.difficult)[0].numpy() > iou_thresh
+    kept = (targets >= 0) | ~hard
+    chosen, targets, labels = (np.asarray(each)[kept] for each in (chosen, targets, labels))
+    found, unfound = np.append(truths, -1)[targets], np.delete(truths, targets[targets >= 0])
+    missed = np.delete(np.arange(len(truths)), targets[found == labels])
+    classes = np.append(found, unfound), np.append(labels, np.full(len(unfound), -1))
+    return Pairing(chosen, missed, chosen[found != labels], classes)
+
+
+def confusion(pairings: Sequence[Pairing], classes: int) -> np.ndarray:
+    """(C + 1, C + 1) int64: rows are ground truth, columns detections; the last row has boxes on no
+    object, the last column missed objects."""
+    matrix = np.zeros((classes + 1, classes + 1), int)
+    for pairing in pairings:
+        np.add.at(matrix, pairing.classes, 1)
+    return matrix

@@ -1,4 +1,4 @@
-"""Pictures for people: boxes on photographs, contact sheets, the chart of a training.
+"""Pictures: boxes on photographs, contact sheets, the training chart, figures of results and data.
 Source: Darknet's draw_detections and chart.png for what they show, not for how."""
 
 import colorsys
@@ -9,219 +9,279 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 
+from yolov4 import metrics
+from yolov4.boxes import cxcywh_to_xyxy
+from yolov4.data import load_image
 from yolov4.decoding import Detections
+from yolov4.metrics import Pairing, Record, Result
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 GREY = 114
-POINTS = 10_000  # iterations that a chart shows at most, beside those with a mAP
+POINTS = 10_000  # iterations that a chart shows, apart from those with a mAP
+NAMED = 10  # curves that a legend names; of more classes the five best and the five worst
+COUNTED = 26  # rows up to which the confusion matrix shows its counts
+BARS = 40  # classes that the histogram shows
+SIDE = 640  # pixels of the longer side of a picture with mistakes
+TRUTH, FOUND = (255, 160, 0), (0, 140, 255)  # blue and orange, BGR: the colour-blind can tell them
 
 
 def class_colour(label: int) -> tuple[int, int, int]:
-    """BGR 0..255, always the same for a class, neighbours far apart: the hue goes on by the golden ratio."""
+    """BGR 0..255, always the same for a class; the hue of the next one is far away."""
     value, saturation = ((1.0, 0.85), (0.8, 1.0), (1.0, 0.55))[label % 3]
-    red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, saturation, value)
-    return round(blue * 255), round(green * 255), round(red * 255)
+    rgb = colorsys.hsv_to_rgb(label * 0.618034 % 1, saturation, value)
+    return tuple(round(each * 255) for each in reversed(rgb))
+
+
+def ascii_names(names: Sequence[str]) -> list[str]:
+    """The names, and `class 3` for one that is not ASCII: the fonts lack many letters."""
+    return [name if name.isascii() else f"class {label}" for label, name in enumerate(names)]
 
 
 def draw_detections(image: np.ndarray, detections: Detections, names: Sequence[str]) -> np.ndarray:
-    """A copy of image, uint8 (H, W, 3) BGR, with a box and `name score%` for each; the best lie on top."""
-    boxes, labels = detections.boxes.cpu().numpy(), detections.labels.tolist()
-    texts = [
-        f"{ascii_name(names, label)} {score * 100:.0f}%"
-        for label, score in zip(labels, detections.scores.tolist(), strict=True)
-    ]
-    return draw_boxes(image, boxes[::-1], [class_colour(label) for label in labels[::-1]], texts[::-1])
+    """A copy of image, uint8 (H, W, 3) BGR, with a box and `name score%` for each, best on top."""
+    boxes, scores, labels = (each[::-1] for each in detections.numpy())
+    names, pairs = ascii_names(names), zip(labels, scores.tolist(), strict=True)
+    texts = [f"{names[label]} {score * 100:.0f}%" for label, score in pairs]
+    return draw_boxes(image, boxes, map(class_colour, labels.tolist()), texts)
 
 
 def draw_labels(image: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """A copy of image, uint8 (H, W, 3) BGR, with labels (n, 5): class, cx, cy, w, h, relative."""
-    height, width = image.shape[:2]
-    centres, sides = np.asarray(labels)[:, 1:3], np.asarray(labels)[:, 3:5]
-    boxes = np.concatenate((centres - sides / 2, centres + sides / 2), 1) * (width, height, width, height)
-    classes = [int(label) for label in np.asarray(labels)[:, 0]]
-    colours = [class_colour(label) for label in classes]
-    return draw_boxes(image, boxes, colours, [ascii_name(names, label) for label in classes])
+    boxes = cxcywh_to_xyxy(torch.from_numpy(labels[:, 1:])).numpy() * (image.shape[1::-1] * 2)
+    names, classes = ascii_names(names), labels[:, 0].astype(int).tolist()
+    return draw_boxes(image, boxes, map(class_colour, classes), [names[each] for each in classes])
 
 
-def contact_sheet(images: Sequence[np.ndarray], side: int = 320, columns: int | None = None) -> np.ndarray:
-    """Pictures uint8 (H, W, 3) BGR of any sizes, side by side -> one picture; the longer sides become `side` pixels."""
-    columns = columns or math.ceil(math.sqrt(len(images)))
-    scales = [(side - 4) / max(image.shape[:2]) for image in images]
-    sizes = [tuple(max(1, round(pixels * scale)) for pixels in image.shape[1::-1])
-             for image, scale in zip(images, scales, strict=True)]  # fmt: skip
-    tile = max(height for _, height in sizes) + 4  # no higher than the highest needs
-    sheet = np.full((math.ceil(len(images) / columns) * tile, columns * side, 3), GREY, np.uint8)
-    for index, (image, scale, size) in enumerate(zip(images, scales, sizes, strict=True)):
-        top = index // columns * tile + (tile - size[1]) // 2
-        left = index % columns * side + (side - size[0]) // 2
-        method = cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR
-        sheet[top : top + size[1], left : left + size[0]] = cv2.resize(image, size, interpolation=method)
-    return sheet
+def draw_boxes(image, boxes, colours, texts, weight: int = 1) -> np.ndarray:
+    """A copy of image, uint8 (H, W, 3) BGR, with boxes (n, 4) xyxy in pixels, the last on top.
 
-
-def training_chart(results: str | Path | Sequence[dict], path: str | Path, name: str = "") -> None:
-    """Draws loss, mAP, the loss terms of each head and the learning rate over the iterations, as Darknet users know it
-    from chart.png.
-
-    results: results.csv or its rows; columns iteration, loss, rate, map (0..1, empty where not measured), and
-    class_loss_N and iou_loss_N of the heads, where there are any.  The loss axes are logarithmic, so the high loss of
-    the first iterations hides nothing.
+    colours: BGR 0..255, one per box; texts: "" for none; weight: lines so many times as thick.
     """
-    if isinstance(results, str | Path):
-        results = read_results(results)
-    iterations, losses = _column(results, "loss")
-    if not len(losses):
-        return
-    terms = [
-        key for key in results[0] if key.startswith(("class_loss_", "iou_loss_")) and len(_column(results, key)[0])
-    ]
-    # not above: it takes half a second to import, and detect.py draws no chart
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure((10, 9.5 if terms else 7), layout="constrained")
-    FigureCanvasAgg(figure)
-    top, *middle, bottom = figure.subplots(2 + bool(terms), 1, sharex=True, height_ratios=(5, *[3] * bool(terms), 1))
-    handles = _draw_losses(top, iterations, losses)
-    measured, maps = _column(results, "map")
-    headline = f"iteration {iterations[-1]:.0f}, loss {_smoothed(losses)[-1]:.3g}"
-    if len(maps):
-        handles += _draw_maps(top.twinx(), measured, maps * 100)
-        headline += _best(measured, maps * 100)
-    top.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.02), ncols=4, frameon=False)
-    top.set_title(f"{name}: {headline}" if name else headline)
-    if terms:
-        _draw_terms(middle[0], results, terms)
-    rates = _column(results, "rate")
-    bottom.plot(*rates, color="tab:green", linewidth=1.2)
-    bottom.set(xlabel="iteration", ylabel="learning rate", ylim=(0, None))
-    bottom.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    bottom.grid(alpha=0.3)
-    figure.savefig(path, dpi=110)
-
-
-def read_results(path: str | Path) -> list[dict[str, str]]:
-    """The rows of a results.csv that a chart shows: of a long training every n-th, counted from the last, and all with
-    a mAP."""
-    with Path(path).open(newline="", encoding="utf-8") as file:
-        last = sum(1 for _ in file) - 2  # from 0, after the header
-        file.seek(0)
-        rows = csv.reader(file)
-        header = next(rows, [])
-        step, at = last // POINTS + 1, header.index("map") if "map" in header else len(header)
-        kept = (row for number, row in enumerate(rows) if (last - number) % step == 0 or any(row[at : at + 1]))
-        return [dict(zip(header, row, strict=False)) for row in kept]
-
-
-def _best(measured: np.ndarray, maps: np.ndarray) -> str:
-    """The last mAP, and the best with its iteration, the last of equals, whose weights are kept"""
-    return f", mAP {maps[-1]:.1f} %, best {maps.max():.1f} % at {measured[maps == maps.max()][-1]:.0f}"
-
-
-def _draw_losses(axes, iterations: np.ndarray, losses: np.ndarray) -> list:
-    positive = losses > 0
-    dots = axes.plot(
-        iterations[positive], losses[positive], ".", color="tab:blue", markersize=3, alpha=0.25, label="loss"
-    )
-    line = axes.plot(iterations, _smoothed(losses), color="tab:blue", linewidth=1.8, label="loss, smoothed")
-    lowest, highest = losses[positive].min(initial=np.inf), losses[positive].max(initial=0)
-    _logarithmic(axes, lowest, highest, "loss")
-    return dots + line
-
-
-def _draw_terms(axes, results: Sequence[dict], terms: Sequence[str]) -> None:
-    """A colour a head: its class term (with objectness) as a line, its IoU term dashed"""
-    heads, positive = list(dict.fromkeys(term.rpartition("_")[2] for term in terms)), []
-    for term in terms:
-        kind, _, head = term.rpartition("_")
-        iterations, values = _column(results, term)
-        smoothed = _smoothed(values)
-        label = f"{'class and objectness' if kind == 'class_loss' else 'IoU'}, head {head}"
-        style = {"color": f"C{heads.index(head)}", "linestyle": "-" if kind == "class_loss" else "--"}
-        axes.plot(iterations, smoothed, linewidth=1.4, label=label, **style)
-        positive.append(smoothed[smoothed > 1e-6])  # a term may be 0 where a head has nothing to learn
-    shown = np.concatenate(positive)
-    _logarithmic(axes, shown.min(initial=np.inf), shown.max(initial=0), "loss terms, smoothed")
-    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.04), ncols=min(3, len(heads)), frameon=False, fontsize=9)
-
-
-def _logarithmic(axes, lowest: float, highest: float, name: str) -> None:
-    """The vertical axis from below the lowest to above the highest value"""
-    many = highest > 1000 * lowest  # then a label a power of ten is enough
-    axes.set_ylim((lowest / 1.2, highest * 1.2) if highest >= lowest else (0.1, 1))  # before the scale looks for limits
-    axes.set(yscale="log", ylabel=name)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    axes.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:e}"[0] in "25" and not many else "")
-    axes.grid(alpha=0.3, which="both")
-
-
-def _draw_maps(axes, iterations: np.ndarray, percents: np.ndarray) -> list:
-    axes.set(ylim=(0, 100), ylabel="mAP %")
-    axes.annotate(f"{percents[-1]:.1f}%", (iterations[-1], percents[-1]), (0, 7), textcoords="offset points",
-                  color="tab:red", ha="right")  # fmt: skip
-    return axes.plot(iterations, percents, "o-", color="tab:red", markersize=3, linewidth=1.5, label="mAP")
-
-
-def _smoothed(values: np.ndarray, weight: float = 0.9) -> np.ndarray:
-    """Running average of the logarithms, nine parts old and one new: one that follows the fall of the first loss"""
-    smoothed = np.log(np.maximum(values, 1e-12))
-    for index in range(1, len(smoothed)):
-        smoothed[index] = weight * smoothed[index - 1] + (1 - weight) * smoothed[index]
-    return np.exp(smoothed)
-
-
-def _column(rows: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """iterations and values of the rows that have a finite number there"""
-    pairs = [(float(row["iteration"]), float(row[key])) for row in rows if row.get(key) not in (None, "")]
-    values = np.array(pairs, float).reshape(-1, 2)
-    values = values[np.isfinite(values[:, 1])]
-    return values[:, 0], values[:, 1]
-
-
-def ascii_name(names: Sequence[str], label: int) -> str:
-    """The class name, or `class 3`: OpenCV's font knows only ASCII."""
-    return names[label] if names[label].isascii() else f"class {label}"
-
-
-def draw_boxes(
-    image: np.ndarray, boxes: np.ndarray, colours: Sequence[tuple[int, int, int]], texts: Sequence[str], weight: int = 1
-) -> np.ndarray:
-    """A copy of image, uint8 (H, W, 3) BGR, with boxes (n, 4) xyxy in pixels, the last on top.  colours: BGR 0..255;
-    texts: "" for none; weight: lines so many times as thick."""
     image = np.ascontiguousarray(image).copy()
     height, width = image.shape[:2]
     thickness = weight * max(1, round(min(height, width) / 300))
-    limits = (width - 1, height - 1, width - 1, height - 1)
-    corners = np.nan_to_num(boxes).clip(-1, np.array(limits) + 1).round().astype(int).clip(0, limits)
-    for (left, top, right, bottom), colour in zip(corners.tolist(), colours, strict=True):
+    limits = (width - 1, height - 1) * 2
+    corners = np.nan_to_num(boxes).clip(0, limits).round().astype(int).tolist()
+    drawn = list(zip(corners, colours, texts, strict=True))
+    for (left, top, right, bottom), colour, _ in drawn:
         cv2.rectangle(image, (left, top), (right, bottom), colour, thickness)
-    plates: list[tuple[int, int, int, int]] = []
-    for box, colour, text in list(zip(corners.tolist(), colours, texts, strict=True))[::-1]:
+    taken = np.zeros((height, width), bool)
+    for box, colour, text in reversed(drawn):
         if text:
-            _draw_text(image, box, colour, text, plates)
+            _draw_text(image, box, colour, text, taken)
     return image
 
 
-def _draw_text(image: np.ndarray, box: list[int], colour: tuple[int, int, int], text: str, plates: list) -> None:
-    """On a plate above the box, or further down where a better box has its plate; always inside the picture"""
+def _draw_text(image: np.ndarray, box: list, colour: tuple, text: str, taken: np.ndarray) -> None:
+    """On a plate above the box, or further down where a better box has its plate (taken)."""
     height, width = image.shape[:2]
     scale = min(2.0, max(0.35, min(height, width) / 900))
     stroke = max(1, round(scale * 1.6))
     (text_width, text_height), below = cv2.getTextSize(text, FONT, scale, stroke)
-    if text_width + 4 > width:
-        scale, stroke = max(0.1, scale * (width - 4) / text_width), 1
-        (text_width, text_height), below = cv2.getTextSize(text, FONT, scale, stroke)
     plate_width, plate_height = text_width + 4, text_height + below + 2
     left, lowest = max(0, min(box[0], width - plate_width)), max(0, height - plate_height)
-    tops = [max(0, top) for top in range(box[1] - plate_height, lowest + 1, plate_height)] or [lowest]
-    top = next((top for top in tops if not _overlaps(left, top, plate_width, plate_height, plates)), tops[0])
-    plates.append((left, top, plate_width, plate_height))
-    cv2.rectangle(image, (left, top), (left + plate_width - 1, top + plate_height - 1), colour, -1)
-    blue, green, red = colour
-    ink = (0, 0, 0) if 0.114 * blue + 0.587 * green + 0.299 * red > 128 else (255, 255, 255)
-    cv2.putText(image, text, (left + 2, top + text_height + 1), FONT, scale, ink, stroke, cv2.LINE_AA)
+    tops = range(box[1] - plate_height, lowest + 1, plate_height) or [lowest]
+    plates = [
+        np.s_[max(0, top) : max(0, top) + plate_height, left : left + plate_width] for top in tops
+    ]
+    plate = next((plate for plate in plates if not taken[plate].any()), plates[0])
+    taken[plate], image[plate] = True, colour
+    ink = (0, 0, 0) if np.dot((0.114, 0.587, 0.299), colour) > 128 else (255, 255, 255)
+    place = (left + 2, plate[0].start + text_height + 1)
+    cv2.putText(image, text, place, FONT, scale, ink, stroke, cv2.LINE_AA)
 
 
-def _overlaps(left: int, top: int, width: int, height: int, plates: list) -> bool:
-    return any(x < left + width and left < x + w and y < top + height and top < y + h for x, y, w, h in plates)
+def contact_sheet(images: Sequence[np.ndarray], side: int = 320) -> np.ndarray:
+    """Pictures uint8 (H, W, 3) BGR side by side -> one; their longer sides become `side` pixels."""
+    columns = math.ceil(math.sqrt(len(images)))
+    fitted = [_fitted(image, side - 4) for image in images]
+    tile = max(len(image) for image in fitted) + 4  # no higher than the highest needs
+    sheet = np.full((math.ceil(len(images) / columns) * tile, columns * side, 3), GREY, np.uint8)
+    for index, image in enumerate(fitted):
+        height, width = image.shape[:2]
+        top = index // columns * tile + (tile - height) // 2
+        left = index % columns * side + (side - width) // 2
+        sheet[top : top + height, left : left + width] = image
+    return sheet
+
+
+def _fitted(image: np.ndarray, side: int) -> np.ndarray:
+    scale = side / max(image.shape[:2])
+    size = [max(1, round(pixels * scale)) for pixels in image.shape[1::-1]]
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+
+
+def draw_mistakes(record: Record, pairing: Pairing, names: Sequence[str]) -> np.ndarray:
+    """The record's image, uint8 (H, W, 3) BGR, its longer side SIDE pixels, with ground truth in
+    blue and detections in orange; what is missed or false has a thick line and says so."""
+    image = _fitted(load_image(record.path), SIDE)
+    size, labels = image.shape[1::-1] * 2, record.labels.double()
+    boxes = cxcywh_to_xyxy(labels[:, 1:]).numpy() * size
+    found, scores, classes = record.detections.numpy()
+    found = found * np.divide(size, record.image_size * 2)
+    missed, false, names = pairing.missed, pairing.false, ascii_names(names)
+    colours = [TRUTH] * len(boxes) + [FOUND] * len(pairing.detections)
+    all_boxes = np.concatenate((boxes, found[pairing.detections]))
+    image = draw_boxes(image, all_boxes, colours, [""] * len(colours))
+    texts = [f"missed {names[label]}" for label in labels[missed, 0].int()]
+    texts += [f"false {names[classes[i]]} {scores[i] * 100:.0f}%" for i in false]
+    colours = [TRUTH] * len(missed) + [FOUND] * len(false)
+    return draw_boxes(image, np.concatenate((boxes[missed], found[false])), colours, texts, 2)
+
+
+def read_results(path: str | Path) -> dict[str, np.ndarray]:
+    """Columns of a results.csv, NaN where a cell is empty; of a long training every n-th row,
+    counted from the last, and all with a mAP."""
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        last = sum(1 for _ in file) - 2  # from 0, after the header
+        file.seek(0)
+        rows = csv.reader(file)
+        header = next(rows)
+        step, at = last // POINTS + 1, header.index("map")
+        kept = [row for number, row in enumerate(rows) if (last - number) % step == 0 or row[at]]
+    values = np.array([[float(value or "nan") for value in row] for row in kept])
+    return dict(zip(header, values.reshape(-1, len(header)).T, strict=True))
+
+
+def training_chart(results: str | Path, path: str | Path, name: str = "") -> None:
+    """Draws loss, mAP, the loss terms of each head and the learning rate of a results.csv.  The
+    loss axes are logarithmic: the first iterations do not hide the others."""
+    columns = read_results(results)
+    iterations, losses = columns["iteration"], _smoothed(columns["loss"])
+    if not len(losses):
+        return
+    figure = _figure(10, 9.5)
+    top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(5, 3, 1))
+    top.semilogy(iterations, columns["loss"], "C0.", markersize=3, alpha=0.25, label="loss")
+    top.plot(iterations, losses, "C0", label="loss, smoothed")
+    title = f"{name}: iteration {iterations[-1]:.0f}, loss {losses[-1]:.3g}"
+    measured = np.isfinite(columns["map"])
+    if measured.any():
+        places, maps = iterations[measured], columns["map"][measured] * 100
+        right = top.twinx()
+        right.plot(places, maps, "C3o-", markersize=3, label="mAP")
+        right.set(ylim=(0, 100), ylabel="mAP %")
+        best = places[maps == maps.max()][-1]  # the last of equals: its weights are kept
+        title += f", mAP {maps[-1]:.1f} %, best {maps.max():.1f} % at {best:.0f}"
+    for kind, style in (("class_loss", "-"), ("iou_loss", "--")):
+        heads = (key for key in columns if key.startswith(kind))
+        for colour, key in enumerate(heads, 4):
+            middle.semilogy(iterations, _smoothed(columns[key]), f"C{colour}{style}", label=key)
+    bottom.plot(iterations, columns["rate"], "C2")
+    top.set(title=title, ylabel="loss")
+    middle.set(ylabel="loss terms, smoothed")
+    bottom.set(xlabel="iteration", ylabel="learning rate", ylim=(0, None))
+    for axes in (top, middle, bottom):
+        axes.grid(alpha=0.3, which="both")
+    figure.legend(loc="outside lower center", ncols=3)
+    figure.savefig(path, dpi=110)
+
+
+def _smoothed(values: np.ndarray) -> np.ndarray:
+    """Running average of the logarithms, nine parts old and one new, of values of 0.001 or more."""
+    smoothed = np.log(np.maximum(values, 1e-3))
+    for index in range(1, len(smoothed)):
+        smoothed[index] = 0.9 * smoothed[index - 1] + 0.1 * smoothed[index]
+    return np.exp(smoothed)
+
+
+def _figure(width: float, height: float):
+    """Of so many inches, without pyplot and its state."""
+    from matplotlib.figure import Figure  # takes half a second, and detect.py draws none
+
+    return Figure((width, height), layout="constrained")
+
+
+def _draw_curves(curves: dict, values: np.ndarray, mean, names: Sequence[str], x: str, y: str):
+    """curves: (x, y) of each class; values (C,): for the legend; mean: (x, y)."""
+    figure, names = _figure(6.4, 5.6), ascii_names(names)
+    axes = figure.subplots()
+    order = sorted(curves, key=lambda label: -values[label])
+    for place, label in enumerate(order):
+        named = len(order) <= NAMED or min(place, len(order) - 1 - place) < 5
+        text = f"{values[label]:.3f} {names[label]}"
+        style = {"label": text} if named else {"color": "0.8", "zorder": 1}
+        axes.plot(*curves[label], drawstyle="steps-pre", linewidth=1, **style)
+    axes.plot(*mean, "k", linewidth=2.5, label="mean of the classes")
+    axes.set(xlabel=x, ylabel=y, xlim=(0, 1.01), ylim=(0, 1.01))
+    axes.grid(alpha=0.3)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
+    return figure
+
+
+def precision_recall(result: Result, names: Sequence[str]):
+    """A figure with a curve per class, with its AP in the legend, and their mean."""
+    curves, means = {}, []
+    for label, (_, hits, truths) in enumerate(result.matches):
+        if truths:
+            recall, precision = metrics.precision_recall(hits, truths)
+            # from recall 0, and down to 0 where the detections end
+            curves[label] = np.r_[0, recall, recall[-1:]], np.r_[precision[:1], precision, 0]
+            means.append(metrics.precision_at_recalls(hits, truths, 101))
+    mean = np.linspace(0, 1, 101), torch.stack(means).mean(0)
+    return _draw_curves(curves, result.ap, mean, names, "recall", "precision")
+
+
+def f1(result: Result, names: Sequence[str]):
+    """A figure with a curve per class, with its F1 at the best threshold in the legend, and their
+    mean; the dot is the best threshold, the dotted line that of the table."""
+    scores, mean = metrics.f1_scores(result.matches)
+    best = mean.argmax()
+    x = metrics.THRESHOLDS
+    curves = {label: (x, scores[label]) for label in result.truths.nonzero()[0]}
+    figure = _draw_curves(curves, scores[:, best], (x, mean), names, "confidence", "F1")
+    (axes,) = figure.axes
+    axes.plot(x[best], mean[best], "C3o")
+    axes.set(title=f"best mean F1 {mean[best]:.2f} at confidence > {x[best]:g}")
+    axes.axvline(result.settings.confidence, color="grey", linestyle=":")
+    return figure
+
+
+def confusion(matrix: np.ndarray, names: Sequence[str]):
+    """A figure of `metrics.confusion`, (C + 1, C + 1): colours are shares of the row."""
+    count, names = len(matrix), ascii_names(names)
+    side = min(16, 5 + 0.2 * count)
+    figure = _figure(side * 1.08, side)
+    axes = figure.subplots()
+    shares = matrix / np.maximum(1, matrix.sum(1, keepdims=True))
+    image = axes.imshow(shares, "Blues", vmin=0, vmax=1)
+    figure.colorbar(image, shrink=0.6, label="share of the row")
+    axes.set_xticks(range(count), [*names, "missed"], rotation=90, fontsize=8)
+    axes.set_yticks(range(count), [*names, "no object"], fontsize=8)
+    for row, column in zip(*matrix.nonzero(), strict=True):
+        if count <= COUNTED:
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            axes.text(column, row, matrix[row, column], ha="center", va="center", color=colour)
+    axes.set(xlabel="detected as", ylabel="ground truth")
+    return figure
+
+
+def data(labels: np.ndarray, sizes: np.ndarray, anchors: list, names: Sequence[str], title: str):
+    """A figure of a data set: its classes, box sizes against the anchors, centres.
+
+    labels (n, 5): class, cx, cy, w, h, relative; sizes (n, 2): width, height in pixels of the
+    network input; anchors: (A, 2) of each head, in the same pixels.
+    """
+    bars, names = min(BARS, len(names)), ascii_names(names)
+    figure = _figure(6.4, 12 + 0.15 * bars)
+    figure.suptitle(title)
+    classes, boxes, centres = figure.subplots(3, 1, height_ratios=(max(4, 0.2 * bars), 6, 5.5))
+    counts = np.bincount(labels[:, 0].astype(int), minlength=len(names))
+    order = np.argsort(counts, kind="stable")[-bars:]
+    classes.bar_label(classes.barh([names[label] for label in order], counts[order]))
+    classes.set(title=f"Boxes of the {bars} most frequent classes", xlabel="boxes")
+    marks = np.concatenate((sizes, *anchors)).clip(1)
+    edges = np.geomspace(marks.min() / 1.2, marks.max() * 1.2, 60)
+    # from 0.2, so that a single box is grey
+    boxes.hist2d(*sizes.clip(1).T, (edges, edges), cmap="Greys", norm="log", vmin=0.2, cmin=1)
+    for head, own in enumerate(anchors, 1):
+        boxes.plot(*own.T, "o", markersize=9, label=f"anchors of head {head}")
+    boxes.set(xscale="log", yscale="log", aspect="equal", xlabel="width", ylabel="height",
+              title="Box sizes in pixels of the network input")  # fmt: skip
+    boxes.legend()
+    *_, image = centres.hist2d(labels[:, 1], labels[:, 2], 16, range=((0, 1), (0, 1)))
+    figure.colorbar(image, label="boxes")
+    centres.set(title="Centres of the boxes, relative", aspect="equal", ylim=(1, 0))
+    return figure

@@ -1,79 +1,133 @@
-"""Recipes: a few lines over a cfg (cfg/*.recipe), and what the yolov5-style loss needs a network to be.
-No source: each file names the run it follows."""
+"""A run's settings, and recipes over a cfg (cfg/*.recipe): keys of [net] and [yolo], flags.
+Source: each recipe names the run it follows; the yolov5-style heads are those of YOLOv5."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from math import ceil
 from pathlib import Path
+from typing import NamedTuple
 
-from yolov4.cfg import raw_sections, section_values
+from yolov4.cfg import Convolutional, Network, Yolo, raw_sections, section_values
 from yolov4.files import read_text
-from yolov4.plan import find_heads, plan_layers
-from yolov4.sections import Convolutional, Network, Yolo
-
-FOLDER = "cfg"
-# of objectness, from the finest head to the coarsest; the longer row is for more than three heads
-BALANCE = ((4.0, 1.0, 0.4), (4.0, 1.0, 0.25, 0.06, 0.02))
+from yolov4.graph import find_heads, plan_layers
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """What a .recipe says: [train] flags of train.py, by name; [net] and [yolo] keys that replace those of a cfg."""
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """One run; settings.json holds it.  None leaves the cfg's value."""
+
+    cfg: str
+    train: str  # list of images
+    names: str
+    valid: str | None = None
+    difficult: str | None = None
+    data: str | None = None
+    weights: str | None = None
+    recipe: str | None = None
+    loss: str = "darknet"
+    clear: bool = False
+    freeze: int = 0  # first layers that keep their weights and running statistics
+    device: str | None = None
+    amp: str = "off"
+    sync_bn: bool = False
+    ema: float = 0.0
+    seed: int = 0
+    workers: int = 0
+    cache: float | None = None  # GB of decoded images in memory
+    eval_every: int | None = None
+    save_every: int = 100
+    tensorboard: bool = False
+    deterministic: bool = False
+    patience: int = 0  # evaluations without a better mAP before it stops; 0: never
+    batch: int | None = None
+    subdivisions: int | None = None
+    max_batches: int | None = None
+    epochs: float | None = None
+    learning_rate: float | None = None
+    policy: str | None = None
+    width: int | None = None
+    height: int | None = None
+
+
+class Recipe(NamedTuple):
+    """Flags of train.py by name, and keys that replace those of a cfg's [net] and every [yolo]."""
 
     train: dict[str, str]
     net: dict
     yolo: dict
 
 
-def recipe_path(name: str) -> Path:
-    """A file as it is, or cfg/NAME.recipe.  Raises ValueError where there is neither."""
-    found = [path for path in (Path(FOLDER) / f"{name}.recipe", Path(name)) if path.is_file()]
-    if not found:
-        known = ", ".join(sorted(path.stem for path in Path(FOLDER).glob("*.recipe")))
-        raise ValueError(f"--recipe {name}: not found, expected a file or one of {known or f'{FOLDER}/*.recipe'}")
-    return found[0]
-
-
 def read_recipe(name: str) -> Recipe:
-    """Reads a recipe by name or path.  Raises ValueError `file:line: ...` for what no section of it can be."""
-    path = recipe_path(name)
-    parts: dict[str, dict] = {"train": {}, "net": {}, "yolo": {}}
+    """Reads cfg/NAME.recipe, or a file by its path.  Raises ValueError `file:line: ...`."""
+    path = Path(f"cfg/{name}.recipe")
+    path = path if path.is_file() else Path(name)
+    if not path.is_file():
+        raise ValueError(f"--recipe {name}: no such file, and no cfg/{name}.recipe")
+    recipe = Recipe({}, {}, {})
     for kind, line, options in raw_sections(read_text(path), str(path)):
-        if kind not in parts:
-            raise ValueError(f"{path}:{line}: found [{kind}], expected one of [train], [net], [yolo]")
-        if kind == "train":
-            parts[kind] |= {key: value for key, (value, _) in options.items()}
-        else:
-            values = section_values(kind, line, options, str(path))
-            parts[kind] |= {key: value for key, value in values.items() if key != "lines"}
-    return Recipe(**parts)
+        if kind not in recipe._fields:
+            raise ValueError(f"{path}:{line}: [{kind}], expected [train], [net] or [yolo]")
+        flags = {key: value for key, (value, _) in options.items()}
+        keys = flags if kind == "train" else section_values(kind, line, options, str(path))
+        getattr(recipe, kind).update(keys)
+    return recipe
 
 
 def with_recipe(network: Network, recipe: Recipe) -> Network:
     """The network with the recipe's keys in [net] and in every [yolo]."""
-    sections = (replace(each, **recipe.yolo) if isinstance(each, Yolo) else each for each in network.sections)
+    sections = (
+        replace(section, **recipe.yolo) if isinstance(section, Yolo) else section
+        for section in network.sections
+    )
     return network._replace(net=replace(network.net, **recipe.net), sections=tuple(sections))
 
 
 def with_yolov5_heads(network: Network) -> Network:
-    """The network with heads as the yolov5-style loss has them: new_coords and scale_x_y=2 after a logistic
-    convolution, gains as normalizers.  Raises ValueError for a head that comes after something else."""
+    """The network with heads as the yolov5-style loss has them: new_coords and scale_x_y=2 after a
+    logistic convolution, gains as normalizers.  Raises ValueError for a head after others."""
     net, sections = network.net, list(network.sections)
     heads = sorted(find_heads(network, plan_layers(network)), key=lambda head: head.stride)
-    balance = BALANCE[len(heads) > len(BALANCE[0])]
+    # of objectness, from the finest head to the coarsest
+    balance = (4.0, 1.0, 0.4) if len(heads) <= 3 else (4.0, 1.0, 0.25, 0.06, 0.02)
     for head, weight in zip(heads, balance, strict=False):
-        before, yolo = sections[head.index - 1], sections[head.index]
-        where = f"{network.name}:{yolo.lines.get('', 0)}: [{yolo.kind}]"
-        if yolo.kind != "yolo":
-            raise ValueError(f"{where} with the yolov5-style loss, expected [yolo]")
+        before, yolo = sections[head.index - 1 : head.index + 1]
         if not isinstance(before, Convolutional) or before.activation not in ("linear", "logistic"):
-            raise ValueError(f"{where} comes after [{before.kind}], expected a linear or logistic convolution")
+            found = f"{network.where(yolo)} comes after [{before.kind}]"
+            raise ValueError(f"{found}, expected a linear or logistic convolution")
         share = 3 / len(heads)
         sections[head.index - 1] = replace(before, activation="logistic")
         sections[head.index] = replace(
-            yolo,
-            new_coords=True,
-            scale_x_y=2.0,
-            iou_normalizer=0.05 * share,
+            yolo, new_coords=True, scale_x_y=2.0, iou_normalizer=0.05 * share,
             obj_normalizer=weight * net.width * net.height / 640**2 * share,
             cls_normalizer=0.5 * yolo.classes / 80 * share,
-        )
+        )  # fmt: skip
     return network._replace(sections=tuple(sections))
+
+
+def configured(
+    network: Network, settings: Settings, images: int, say: Callable[[str], None]
+) -> Network:
+    """The network with its recipe and the given settings; `images` turns epochs into iterations.
+    A given number of iterations moves the steps in proportion and limits burn-in to a tenth."""
+    if settings.recipe:
+        network = with_recipe(network, read_recipe(settings.recipe))
+    net, iterations = network.net, settings.max_batches
+    keys = ("batch", "subdivisions", "learning_rate", "policy", "width", "height")
+    given = {key: value for key in keys if (value := getattr(settings, key)) is not None}
+    if settings.epochs:
+        iterations = ceil(settings.epochs * images / given.get("batch", net.batch))
+    if iterations is not None:
+        given["max_batches"] = iterations
+        length = net.max_batches or iterations
+        given["steps"] = tuple(round(step * iterations / length) for step in net.steps)
+        given["burn_in"] = min(net.burn_in, ceil(iterations / 10))
+    if given:
+        say("instead of the cfg's: " + ", ".join(f"{key}={value}" for key, value in given.items()))
+    net = replace(net, **given)
+    if net.max_batches < 1:
+        raise ValueError(f"{network.name}: [net] has no max_batches, expected it or --max-batches")
+    if not 0 < net.subdivisions <= net.batch or net.batch % net.subdivisions:
+        found = f"batch={net.batch} and subdivisions={net.subdivisions}"
+        raise ValueError(f"{network.name}: {found}, expected a multiple")
+    network = network._replace(net=net)
+    return with_yolov5_heads(network) if settings.loss == "yolov5" else network

@@ -1,28 +1,33 @@
-"""The report of an evaluation: tables, figures, the worst images, and one page of HTML that shows them all.
-No source: yolov4.curves says what the numbers are."""
+"""The report of an evaluation: tables, figures, the worst images, and a page that shows them all.
+The page loads nothing: its pictures are data: URIs.  Also the picture of a data set."""
 
+import base64
 import csv
 import io
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
+import jinja2
 import numpy as np
-from matplotlib.figure import Figure
 
-from yolov4 import curves, figures, mistakes, page
-from yolov4.curves import Matches, Pairing
+from yolov4 import metrics, plots
+from yolov4.anchors import box_sizes, heads
+from yolov4.cfg import Network
+from yolov4.data import label_path, read_labels
 from yolov4.files import replacing
-from yolov4.plots import contact_sheet
-from yolov4.result import Record, Result
+from yolov4.metrics import Record, Result
 
 WORST = 12  # images that are shown
-CONFUSIONS = 10  # pairs of classes that are named
-FORMATS = {
-    "truths": "{}", "ap": "{:.2%}", "tp": "{}", "fp": "{}", "precision": "{:.2f}", "recall": "{:.2f}", "f1": "{:.2f}",
-    "average_iou": "{:.1%}",
-}  # fmt: skip
+CONFUSED = 10  # pairs of classes that are named
+SHOWN = 5000  # images of which a data set is drawn
+RUN_PICTURES = {
+    "chart.png": "Loss, mAP, loss terms and learning rate over the iterations",
+    "data.png": "The training data: classes, box sizes against the anchors, positions",
+    "train_batch*.jpg": "Augmented training images with their boxes",
+}
 
 
 def write(
@@ -34,145 +39,104 @@ def write(
     notes: Sequence[str] = (),
     run: str | Path | None = None,
 ) -> Path:
-    """Writes ap.txt, ap.csv, ap.json, precision_recall.png, f1.png, confusion.png, confusion.csv, worst.jpg and
-    report.html, whose path is returned.
+    """Writes ap.txt, ap.csv, ap.json, precision_recall.png, f1.png, confusion.png, confusion.csv,
+    worst.jpg and report.html, whose path is returned.
 
-    records, result: of one `Evaluator`; the report takes IoU and confidence from the result.  notes: texts that the
-    page shows as they are (tables of other protocols).  run: the folder of a training, of which the page shows chart,
-    training pictures and settings.  Raises ValueError for an image that cannot be read any more.
+    records, result: of one `Evaluator`.  notes: tables of other protocols.  run: the folder of a
+    training, whose chart, pictures and settings the page shows.  Raises ValueError for an image
+    that cannot be read any more.
     """
-    folder, names = Path(folder), list(names)
-    matches = curves.match(records, len(names), result.iou_thresh)
-    pairings = [curves.pair(record, result.settings.confidence, result.iou_thresh) for record in records]
-    title = f"Evaluation{f' of {Path(run).name}' if run else ''}: mAP {result.map:.2%} at IoU {result.iou_thresh:g}"
-    parts = [
-        _summary(result, matches),
-        _classes(folder, result, names, notes),
-        _curves(folder, matches, result, names),
-        _confusion(folder, curves.confusion(records, pairings, len(names)), result, names),
-        _worst(folder, records, pairings, names),
-    ]
-    text = page.document(title, parts + ([_run(Path(run))] if run else []))
-    _save(folder / "report.html", text.encode("utf-8", "replace"))
+    folder, names, confidence = Path(folder), list(names), result.settings.confidence
+    pairings = [metrics.pair(record, confidence, result.iou_thresh) for record in records]
+    matrix = metrics.confusion(pairings, len(names))
+    plain = result.to_json(names)
+    _save(folder / "ap.txt", "\n\n".join((result.table(names), *notes)) + "\n")
+    _save(folder / "ap.json", json.dumps(plain, indent=1))
+    rows = (row.values() for row in plain["classes"])
+    _save(folder / "ap.csv", _csv([plain["classes"][0], *rows]))
+    rows = ([name, *row] for name, row in zip([*names, "no object"], matrix.tolist(), strict=True))
+    _save(folder / "confusion.csv", _csv([["truth", *names, "missed"], *rows]))
+    other = matrix[:-1, :-1] * (1 - np.eye(len(names), dtype=int))
+    confused = np.argwhere(other)[np.argsort(-other[other > 0], kind="stable")][:CONFUSED]
+    mistakes = [len(pairing.missed) + len(pairing.false) for pairing in pairings]
+    worst = np.argsort(np.negative(mistakes), kind="stable")[:WORST]
+    worst = [(records[index], pairings[index]) for index in worst if mistakes[index]]
+    images = [plots.draw_mistakes(*each, names) for each in worst]
+    if images:
+        _save(folder / "worst.jpg", _jpeg(plots.contact_sheet(images, 480)))
+    _, f1 = metrics.f1_scores(result.matches)
+    page = {
+        "result": result, "names": names, "notes": notes, "matrix": matrix, "other": other,
+        "best": (f1.max(), metrics.THRESHOLDS[f1.argmax()]), "confused": confused,
+        "precision_recall": _picture(
+            folder / "precision_recall.png", plots.precision_recall(result, names)
+        ),
+        "f1": _picture(folder / "f1.png", plots.f1(result, names)),
+        "confusion": _picture(folder / "confusion.png", plots.confusion(matrix, names)),
+        "worst": [
+            (*each, _uri(_jpeg(image), ".jpg")) for each, image in zip(worst, images, strict=True)
+        ],
+    }  # fmt: skip
+    if run:
+        found = [
+            (path, text)
+            for name, text in RUN_PICTURES.items()
+            for path in sorted(Path(run).glob(name))
+        ]
+        page |= {
+            "run": Path(run).name,
+            "pictures": [(_uri(path.read_bytes(), path.suffix), text) for path, text in found],
+            "settings": json.loads((Path(run) / "settings.json").read_text(encoding="utf-8")),
+        }
+    template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
+    _save(
+        folder / "report.html",
+        jinja2.Template(template, autoescape=True, trim_blocks=True).render(page),
+    )
     return folder / "report.html"
 
 
-def _summary(result: Result, matches: Matches) -> str:
-    settings, (threshold, f1) = result.settings, curves.best_threshold(matches)
-    text = (
-        f"mAP {result.map:.2%}. At confidence > {settings.confidence:g}: precision {result.precision:.2f}, "
-        f"recall {result.recall:.2f}, F1 {result.f1:.2f}."
-    )
-    if f1:
-        text += f" The mean F1 of the classes is best at confidence > {threshold:.3f}: {f1:.2f}."
-    counts = f"{result.images} images, {result.truths.sum()} objects, {result.detections} detections."
-    return page.paragraph(text, "big") + page.paragraph(counts) + page.paragraph(f"Protocol: {result.protocol}")
-
-
-def _classes(folder: Path, result: Result, names: list[str], notes: Sequence[str]) -> str:
-    values = result.to_json(names)
+def _csv(rows) -> str:
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, values["classes"][0])
-    writer.writeheader()
-    writer.writerows(values["classes"])
-    _save(folder / "ap.csv", stream.getvalue().encode())
-    _save(folder / "ap.txt", ("\n\n".join((result.table(names), *notes)) + "\n").encode())
-    _save(folder / "ap.json", json.dumps(values, indent=1).encode())
-
-    def cells(name: str, row: dict) -> list[str]:
-        return [name, *(form.format(row[key]) for key, form in FORMATS.items())]
-
-    sums = {key: getattr(result, key).sum() for key in ("truths", "tp", "fp")}
-    rows = [cells(each["name"], each) for each in values["classes"]]
-    table = page.table(
-        f"TP to IoU at confidence > {result.settings.confidence:g}; ratios 0 to 1",
-        ("class", "objects", "AP", "TP", "FP", "precision", "recall", "F1", "IoU"),
-        rows, cells("all", values | sums | {"ap": result.map}), bar=2,
-    )  # fmt: skip
-    return page.section("Classes", table, *map(page.preformatted, notes))
-
-
-def _curves(folder: Path, matches: Matches, result: Result, names: list[str]) -> str:
-    threshold, f1 = curves.best_threshold(matches)
-    recall = _picture(folder, "precision_recall.png", figures.precision_recall(matches, result.ap, names),
-                      f"Precision over recall of {len(names)} classes; the area under a curve is its AP of the table "
-                      "above.")  # fmt: skip
-    best = f"the mean is best, {f1:.2f}, at {threshold:.3f}" if f1 else "no detection finds anything"
-    confidence = _picture(folder, "f1.png", figures.f1(matches, names, result.settings.confidence),
-                          f"F1 over confidence; {best}.")  # fmt: skip
-    return page.section("Curves", page.group("pair", recall, confidence))
-
-
-def _confusion(folder: Path, matrix: np.ndarray, result: Result, names: list[str]) -> str:
-    stream = io.StringIO()
-    csv.writer(stream).writerows([["truth", *names, "missed"]] + [
-        [name, *row] for name, row in zip([*names, "no object"], matrix.tolist(), strict=True)
-    ])  # fmt: skip
-    _save(folder / "confusion.csv", stream.getvalue().encode())
-    inner = matrix[:-1, :-1] * (1 - np.eye(len(names), dtype=int))
-    order = np.argsort(-inner, axis=None, kind="stable")[:CONFUSIONS]
-    pairs = [(*np.unravel_index(index, inner.shape), inner.flat[index]) for index in order if inner.flat[index]]
-    rows = [[names[truth], names[found], str(count), str(matrix[truth].sum())] for truth, found, count in pairs]
-    alt = (
-        f"Confusion matrix: of {matrix[:-1].sum()} objects {np.trace(matrix[:-1, :-1])} are found as what they are, "
-        f"{inner.sum()} as another class, {matrix[:-1, -1].sum()} are missed; {matrix[-1].sum()} boxes are on no object"
-    )
-    how = (
-        f"Detections above {result.settings.confidence:g} and truths in pairs, one to one, at IoU > "
-        f"{result.iou_thresh:g}: equal classes first, then the others. A second box on an object that is found stands "
-        "in the last row. TP and FP of the table are Darknet's: there a box belongs to the truth it overlaps most."
-    )
-    kind = "small" if len(names) < 8 else "wide huge" if len(names) > figures.COUNTED else "wide"
-    parts = [page.paragraph(how), _picture(folder, "confusion.png", figures.confusion(matrix, names), alt, kind)]
-    if rows:
-        parts.append(page.table("Taken for another class most often", ("truth", "detected as", "times", "of"), rows))
-    return page.section("Confusion", *parts)
-
-
-def _worst(folder: Path, records: Sequence[Record], pairings: Sequence[Pairing], names: list[str]) -> str:
-    legend = (
-        '<p>Truths are <b class="truth">blue</b>, detections <b class="found">orange</b>; what is missed or false has '
-        "a thick line and says so.</p>"
-    )
-    sheet, parts = [], []
-    for record, pairing in mistakes.worst(records, pairings, WORST):
-        sheet.append(mistakes.draw(record, pairing, names))
-        caption = f"{record.path.name}: {mistakes.describe(record, pairing, names)}"
-        parts.append(page.picture(_jpeg(sheet[-1]), f"{record.path.name} with truths and detections", caption))
-    if not sheet:
-        return page.section("Worst images", page.paragraph("No image has a missed or a false box."))
-    _save(folder / "worst.jpg", _jpeg(contact_sheet(sheet, 480)))
-    return page.section("Worst images", legend, page.group("sheet", *parts))
-
-
-def _run(run: Path) -> str:
-    """What a training left: its pictures and settings"""
-    shown = {"data.png": "The training data: classes, box sizes against the anchors, positions"}
-    shown |= {path.name: "Augmented training images with their boxes" for path in sorted(run.glob("train_batch*.jpg"))}
-    shown = {"chart.png": "Loss, mAP, loss terms and learning rate over the iterations"} | shown
-    found = [page.picture((run / name).read_bytes(), alt, alt) for name, alt in shown.items() if (run / name).exists()]
-    parts = [*found[:1], page.group("pair", *found[1:])]
-    if (run / "settings.json").exists():
-        settings = json.loads((run / "settings.json").read_text(encoding="utf-8"))
-        # where the files lie stays in settings.json: a report is for others too
-        rows = [[key, Path(str(value)).name] for key, value in settings.items() if value is not None]
-        parts.append(
-            page.table("Settings, files by their names; the rest is as the cfg says", ("setting", "value"), rows)
-        )
-    return page.section("Training", *parts)
-
-
-def _picture(folder: Path, name: str, figure: Figure, caption: str, kind: str = "") -> str:
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=150)
-    _save(folder / name, stream.getvalue())
-    return page.picture(stream.getvalue(), caption.split(";")[0].split(":")[0], caption, kind)
+    csv.writer(stream).writerows(rows)
+    return stream.getvalue()
 
 
 def _jpeg(image: np.ndarray) -> bytes:
     return cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, 85))[1].tobytes()
 
 
-def _save(path: Path, content: bytes) -> None:
+def _picture(path: Path, figure) -> str:
+    stream = io.BytesIO()
+    figure.savefig(stream, dpi=150)
+    _save(path, stream.getvalue())
+    return _uri(stream.getvalue(), path.suffix)
+
+
+def _uri(content: bytes, suffix: str) -> str:
+    kind = "png" if suffix == ".png" else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
+
+
+def _save(path: Path, content: str | bytes) -> None:
     with replacing(path) as beside:
-        beside.write_bytes(content)
+        beside.write_bytes(
+            content.encode("utf-8", "replace") if isinstance(content, str) else content
+        )
+
+
+def write_data(
+    path: str | Path, images: Sequence[Path], names: Sequence[str], network: Network
+) -> None:
+    """Draws the labels of images; sizes in pixels of the network's input, as its anchors are.
+    Of more than SHOWN images it takes every second, third, ... and says so."""
+    total, images = len(images), images[:: math.ceil(len(images) / SHOWN)]
+    title = f"{total} images" if len(images) == total else f"{len(images)} of {total} images"
+    labels = np.concatenate([read_labels(label_path(image)) for image in images])
+    sizes = box_sizes(images, (network.net.width, network.net.height), network.net.letter_box)
+    anchors = [
+        np.array(head.anchors)[list(head.mask or range(len(head.anchors)))]
+        for head in heads(network)
+    ]
+    with replacing(path) as beside:
+        plots.data(labels, sizes, anchors, names, title).savefig(beside, dpi=120)

@@ -1,65 +1,38 @@
-"""What val.py and detect.py share: the newest run, the files beside weights, errors as one line.
-No source: the layout of runs/NAME/ is this project's own."""
+"""runs/NAME/: the files of a training, and how the other commands find them.
+Source: the names of weights and chart are those that Darknet's users know."""
 
-import contextlib
-import itertools
+import csv
+import glob
 import json
 import re
-import sys
-from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
-from yolov4.cfg import read_data
-from yolov4.files import read_text
+import cv2
+from torch import Tensor
 
-COMMON_NAMES = ("coco.names", "obj.names")  # how users of Darknet call them
+from yolov4 import plots
+from yolov4.cfg import Network, format_cfg
+from yolov4.files import read_text, replacing
+from yolov4.model import Darknet
+from yolov4.weights import PREVIOUS, holds_cfg, is_onnx, save_checkpoint, save_weights
+
+COMMON_NAMES = ("coco.names", "obj.names")  # as users of Darknet call them
+SHOWN_BATCHES = 3  # first mini-batches that are drawn
+FORMATS = {"iteration": "d", "images_per_second": ".4g", "data_share": ".3f", "map": ".6f"}
 
 
-@dataclass(frozen=True)
-class NetworkFiles:
-    """Which files make a network.  A .pt checkpoint and an .onnx hold cfg and names themselves: then both may
-    be None."""
+class NetworkFiles(NamedTuple):
+    """The files of one network.  A .pt checkpoint and an .onnx hold cfg and names themselves."""
 
     weights: Path
     cfg: Path | None
     names: Path | None
-    run: Path | None = None  # the training run they are of, if that is how they were found
+    run: Path | None = None  # the run folder, where the weights were found in the newest
 
     def __str__(self) -> str:
-        names = self.names or ("the names in it" if holds_cfg(self.weights) else "no .names file, so class numbers")
-        return f"weights {self.weights}, cfg {self.cfg or 'in it'}, {names}"
-
-
-@contextlib.contextmanager
-def one_line_errors(script: str) -> Iterator[None]:
-    """Turns ValueError and OSError into one line on stderr and exit code 1, Ctrl-C into exit code 130."""
-    try:
-        yield
-    except (ValueError, OSError) as error:
-        named = isinstance(error, OSError) and error.filename and error.strerror
-        message = f"{str(error.filename)[:300]}: {error.strerror}" if named else str(error)
-        print(f"{script}: {message}", file=sys.stderr)
-        sys.exit(1)
-    except KeyboardInterrupt:
-        print(f"{script}: interrupted", file=sys.stderr)
-        sys.exit(130)
-
-
-def is_checkpoint(weights: str | Path) -> bool:
-    """Whether a file is a .pt checkpoint (a zip), by its content."""
-    with Path(weights).open("rb") as file:
-        return file.read(4) == b"PK\x03\x04"
-
-
-def is_onnx(weights: str | Path) -> bool:
-    """Whether a file is an exported network, by its suffix: the format has no mark."""
-    return Path(weights).suffix.lower() == ".onnx"
-
-
-def holds_cfg(weights: str | Path) -> bool:
-    """Whether a file holds cfg and names itself."""
-    return is_checkpoint(weights) or is_onnx(weights)
+        own = "the names in it" if holds_cfg(self.weights) else "no .names file, so class numbers"
+        return f"weights {self.weights}, cfg {self.cfg or 'in it'}, {self.names or own}"
 
 
 def network_files(
@@ -69,102 +42,169 @@ def network_files(
     root: str | Path = "runs",
     exported: bool = False,
 ) -> NetworkFiles:
-    """The files that were named; the cfg and names beside the weights where they were not; without weights the newest
-    run's.  exported: an .onnx will do too.  Raises ValueError where weights or cfg cannot be found."""
+    """The given files; missing cfg and names from beside the weights; without weights the newest
+    run's.  exported: an .onnx is fine too.  Raises ValueError where weights or cfg are missing."""
     run = None
     if weights is None:
         if cfg is not None:
             raise ValueError(f"{cfg}: a cfg without weights, expected --weights too")
         run = newest_run(root)
-        weights = run_weights(run)
+        found = (path for kind in ("best", "last") for path in run.glob(f"*_{kind}.weights"))
+        weights = next(found)
     weights = Path(weights)
     if is_onnx(weights) and not exported:
-        raise ValueError(f"{weights}: is an exported network, which detect.py runs, expected .weights or .pt here")
-    whole = holds_cfg(weights)
-    if cfg is None and not whole:
-        cfg = _beside(weights, ".cfg")
+        raise ValueError(
+            f"{weights}: an ONNX network runs in detect.py only, expected .weights or .pt"
+        )
+    if not holds_cfg(weights):
+        cfg = cfg or _beside(weights, ".cfg")
         if cfg is None:
             stems = ", ".join(f"{stem}.cfg" for stem in _stems(weights))
             raise ValueError(f"{weights}: found no {stems} beside it, expected one, or --cfg")
-    if names is None and not whole:
-        names = _beside(weights, ".names") or _beside(Path(cfg), ".names") or _common_names(weights.parent)
+        common = [path for name in COMMON_NAMES if (path := weights.with_name(name)).exists()]
+        common = common[0] if len(common) == 1 else None
+        names = names or _beside(weights, ".names") or _beside(Path(cfg), ".names") or common
     return NetworkFiles(weights, cfg and Path(cfg), names and Path(names), run)
 
 
-def newest_run(root: str | Path = "runs") -> Path:
-    """The run folder whose weights were written last.  Raises ValueError if there is none."""
-    found = [path for kind in ("best", "last") for path in Path(root).glob(f"*/*_{kind}.weights")]
-    found = [path for path in found if (path.parent / "settings.json").exists()]
-    if not found:
-        raise ValueError(
-            f"{root}: found no training run (NAME/settings.json with NAME/NAME_best.weights), "
-            "expected one from `python train.py`, or --weights"
-        )
-    return max(found, key=lambda path: path.stat().st_mtime).parent
-
-
-def run_weights(run: Path) -> Path:
-    """A run's best weights, or its last where there are no best."""
-    return next(path for kind in ("best", "last") for path in sorted(run.glob(f"*_{kind}.weights")))
-
-
-def run_settings(run: Path) -> dict:
-    """A run's settings.json."""
-    path = run / "settings.json"
-    try:
-        settings = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path}:{error.lineno}: {error.msg}, expected JSON") from None
-    except RecursionError:
-        settings = None
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path}: found no settings, expected those that train.py wrote")
-    return settings
-
-
-def validation_list(run: Path) -> Path:
-    """The list of a run's validation images.  Raises ValueError if the run has none, or if it is gone."""
-    settings = run_settings(run)
-    path = settings.get("valid") or (read_data(settings["data"]).get("valid") if settings.get("data") else None)
-    if not path:
-        raise ValueError(f"{run / 'settings.json'}: names no validation list, expected `valid`, or --images")
-    if not Path(path).exists():
-        raise ValueError(f"{path}: is gone, expected the validation list of {run}, or --images")
-    return Path(path)
-
-
-def _stems(path: Path) -> list[str]:
+def _stems(path):
     """x_best -> x_best, x; x_4000 -> x_4000, x, as Darknet names its weights"""
     shorter = re.sub(r"_(best|last|final|ema|\d+)$", "", path.stem)
     return list(dict.fromkeys((path.stem, shorter)))
 
 
-def _beside(path: Path, suffix: str) -> Path | None:
-    """The file of the same stem; or the only one whose stem goes on, as x-416.cfg for x.weights"""
-    exact = [path.with_name(stem + suffix) for stem in _stems(path)]
-    if found := [each for each in exact if each.exists()]:
-        return found[0]
-    alike = sorted(each for each in path.parent.glob(f"*{suffix}") if each.stem.startswith(_stems(path)[-1]))
-    return alike[0] if len(alike) == 1 else None
+def _beside(path, suffix):
+    """The file of the same stem, else the only one that starts with it: x-416.cfg for x.weights"""
+    stems = _stems(path)
+    exact = [each for stem in stems if (each := path.with_name(stem + suffix)).exists()]
+    alike = list(path.parent.glob(f"{glob.escape(stems[-1])}*{suffix}"))
+    return exact[0] if exact else alike[0] if len(alike) == 1 else None
 
 
-def _common_names(folder: Path) -> Path | None:
-    found = sorted(folder.glob("*.names"))
-    return found[0] if len(found) == 1 and found[0].name in COMMON_NAMES else None
+def newest_run(root: str | Path = "runs") -> Path:
+    """The run folder whose weights were written last.  Raises ValueError if there is none."""
+    found = [path for kind in ("best", "last") for path in Path(root).glob(f"*/*_{kind}.weights")]
+    if not found:
+        raise ValueError(f"{root}: found no training run, expected one from train.py, or --weights")
+    return max(found, key=_written).parent
+
+
+def _written(path):
+    return path.stat().st_mtime
+
+
+def run_settings(run: Path) -> dict[str, Any]:
+    """A run's settings.json.  Raises ValueError for what is no JSON."""
+    path = run / "settings.json"
+    try:
+        return json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path}:{error.lineno}: {error.msg}, expected JSON") from None
+
+
+def validation_list(run: Path) -> Path:
+    """The list of a run's validation images.  Raises ValueError if there is none."""
+    path = run_settings(run).get("valid")
+    if not path or not Path(path).exists():
+        raise ValueError(f"{run}: its validation list is {path or 'not named'}, expected --images")
+    return Path(path)
 
 
 def new_run_folder(root: str | Path, name: str) -> Path:
     """ROOT/NAME, or ROOT/NAME-2 and so on where that is taken; it is not made yet."""
-    numbered = (Path(root) / (name if number == 1 else f"{name}-{number}") for number in itertools.count(1))
-    return next(folder for folder in numbered if not folder.exists())
+    folder, number = Path(root) / name, 1
+    while folder.exists():
+        number += 1
+        folder = Path(root) / f"{name}-{number}"
+    return folder
 
 
 def run_folder(root: str | Path, run: str | None) -> Path:
-    """The folder of a run to go on with: by its path or name, without either the newest that has a checkpoint."""
-    if run:
-        found = [path for path in (Path(run), Path(root) / run) if (path / "last.pt").exists()]
-    else:
-        found = sorted((p.parent for p in Path(root).glob("*/last.pt")), key=lambda p: -(p / "last.pt").stat().st_mtime)
+    """The folder of a run to resume, by path or name; without either the newest checkpoint's."""
+    folders = (Path(run), Path(root) / run) if run else Path(root).glob("*")
+    found = [path for folder in folders if (path := folder / "last.pt").exists()]
     if not found:
-        raise ValueError(f"{run or root}: holds no last.pt, expected the folder of a run to go on with")
-    return found[0]
+        raise ValueError(f"{run or root}: holds no last.pt, expected the folder of a run to resume")
+    return (found[0] if run else max(found, key=_written)).parent
+
+
+class RunFolder:
+    """The files of one run.  iteration: where it resumes; later rows of results.csv are dropped."""
+
+    def __init__(
+        self, path: Path, network: Network, names: list[str], settings: dict, iteration: int = 0
+    ):
+        self.path, self.name, self.names, self.board = path, path.name, names, None
+        path.mkdir(parents=True, exist_ok=True)
+        if settings.get("tensorboard"):
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ImportError:
+                raise ValueError("--tensorboard needs a package: pip install tensorboard") from None
+            self.board = SummaryWriter(str(path / "tensorboard"), purge_step=iteration + 1)
+        self.cfg = format_cfg(network.net, network.sections)
+        self._write(f"{self.name}.cfg", self.cfg)
+        self._write(f"{self.name}.names", "".join(f"{name}\n" for name in names))
+        self._write("settings.json", json.dumps(settings, indent=1) + "\n")
+        self._write("results.csv", self._rows_up_to(iteration))
+        self.results = (path / "results.csv").open("a", newline="", encoding="utf-8")
+
+    def _write(self, name, text):
+        with replacing(self.path / name) as beside:
+            beside.write_text(text, encoding="utf-8", newline="")
+
+    def _rows_up_to(self, iteration):
+        """Header and rows of results.csv up to an iteration; a kill may leave half a row."""
+        path = self.path / "results.csv"
+        if not iteration or not path.exists():
+            return ""
+        header, *rows = path.read_bytes().decode().splitlines(keepends=True) or [""]
+        whole = (row for row in rows if row.endswith("\n"))
+        return header + "".join(row for row in whole if int(row.split(",")[0]) <= iteration)
+
+    def log(self, row: dict[str, float | None]) -> None:
+        """Adds a row to results.csv: iteration, loss, ... by column; None where not measured."""
+        known = {column: value for column, value in row.items() if value is not None}
+        writer = csv.DictWriter(self.results, row)
+        if not self.results.tell():
+            writer.writeheader()
+        writer.writerow({name: format(known[name], FORMATS.get(name, ".6g")) for name in known})
+        for column, value in known.items() if self.board else ():
+            self.board.add_scalar(column, value, row["iteration"])
+
+    def save(self, model: Darknet, state: dict[str, Any], averaged: Darknet | None) -> None:
+        """Writes NAME_last.weights, NAME_ema.weights (averaged), last.pt and the chart.
+        state: of last.pt, without cfg and names.  The last.pt before becomes previous.pt."""
+        self.results.flush()
+        self.save_weights("last", model, state["seen"])
+        if averaged is not None:
+            self.save_weights("ema", averaged, state["seen"])
+        # after the weights: what a whole last.pt promises is there
+        state |= {"cfg": self.cfg, "names": self.names}
+        save_checkpoint(self.path / "last.pt", state, keep=self.path / PREVIOUS)
+        with replacing(self.path / "chart.png") as beside:
+            plots.training_chart(self.path / "results.csv", beside, self.name)
+
+    def save_weights(self, kind: str, model: Darknet, seen: int) -> None:
+        """Writes NAME_KIND.weights."""
+        save_weights(model, self.path / f"{self.name}_{kind}.weights", seen)
+
+    def save_picture(self, iteration: int, images: Tensor, targets: Tensor) -> None:
+        """Draws augmented training images with their boxes, in the first iterations.
+        images: uint8 (B, 3, H, W) RGB; targets: (T, 6)."""
+        if iteration > SHOWN_BATCHES:
+            return
+        drawn = []
+        for number, image in enumerate(images[:16]):
+            pixels = image.flip(0).permute(1, 2, 0).numpy()  # (H, W, 3) BGR
+            scale = max(1, 480 // pixels.shape[1])  # or names hide the objects of small networks
+            pixels = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
+            labels = targets[targets[:, 0] == number][:, 1:].numpy()
+            drawn.append(plots.draw_labels(pixels, labels, self.names))
+        sheet = plots.contact_sheet(drawn, side=480)
+        cv2.imwrite(str(self.path / f"train_batch{iteration}.jpg"), sheet)
+
+    def close(self) -> None:
+        self.results.close()
+        if self.board:
+            self.board.close()

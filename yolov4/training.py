@@ -1,204 +1,458 @@
-"""The training loop: batches in, updates, evaluation, checkpoints; it stops anywhere and goes on where it stopped.
-Source: Darknet's src/detector.c, train_detector."""
+"""The training loop: batch, loss, backward, step (`Updater.update`), evaluate, save
+(`Training.run`); resumes bit for bit.
+Source: Darknet's src/detector.c, train_detector; src/network.c, update_network, ema_update."""
 
-import contextlib
+import copy
+import os
+import signal
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import asdict
-from itertools import islice
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from itertools import chain, islice
 from pathlib import Path
 
 import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from yolov4 import datareport
-from yolov4.batches import training_batches
-from yolov4.cfg import format_cfg, parse_cfg, read_cfg
-from yolov4.checkpoint import last_checkpoint
-from yolov4.data import read_image_list
-from yolov4.distributed import Processes, local_rank, lost_another
-from yolov4.ema import Ema
+from yolov4 import distributed, report
+from yolov4.cfg import names_of_classes, parse_cfg, read_cfg
+from yolov4.data import inspect, read_image_list, training_batches
+from yolov4.detector import choose_device
 from yolov4.evaluation import collect
-from yolov4.model import Darknet
-from yolov4.predict import choose_device
-from yolov4.progress import Faults, Timed, announce, darknet_log, stop_requests
-from yolov4.runfolder import RunFolder
-from yolov4.settings import Settings, configured
-from yolov4.start import class_names, from_checkpoint, from_weights, usable_images
-from yolov4.updates import NonFiniteLoss, Updater, make_deterministic
+from yolov4.layers import CrossBatchNorm, growth, set_stage
+from yolov4.loss import DarknetLoss, HeadTerms, attack_loss, attack_rate, attacked_images
+from yolov4.model import HALVES, Darknet
+from yolov4.recipe import Settings, configured
+from yolov4.runs import RunFolder
+from yolov4.schedule import bias_rate, ema_decay, learning_rate, momentum
+from yolov4.weights import VERSION, last_checkpoint, load_weights
+from yolov4.yolov5_loss import Yolov5Loss, prior_biases
+
+LOSSES = {"darknet": DarknetLoss, "yolov5": Yolov5Loss}
+SMALLEST_SCALE = 2.0**-16  # of float16 gradients, which starts at 2^16
+UNREADABLE = 0.01  # share of the images: beyond it the training stops
+SHOWN_TERMS = ("average_iou", "count", "class_loss", "iou_loss", "total_loss")  # in results.csv
+
+
+class NonFiniteLoss(ValueError):
+    """Loss, gradient or weights are non-finite: what, where, with which images, in one sentence."""
+
+
+@dataclass
+class Update:
+    """What one update reports, plain numbers: means over the mini-batches."""
+
+    loss: float
+    rate: float
+    heads: dict[int, HeadTerms]  # by the layer of each head
+
+    def lines(self) -> list[str]:
+        """A line per head, as in Darknet's log."""
+        return [
+            f"Region {layer} Avg (IOU: {t.average_iou:.6f}), count: {t.count:g}, "
+            f"class_loss = {t.class_loss:.6f}, iou_loss = {t.iou_loss:.6f}, "
+            f"total_loss = {t.total_loss:.6f}"
+            for layer, t in self.heads.items()
+        ]
+
+
+class Updater:
+    """Model, optimiser, gradient scaler and averaged weights; `update` does one iteration.
+
+    The summed deltas of `batch` images are divided by batch, whatever subdivisions and processes
+    are; decay acts on convolutions and shortcuts, not on biases and batch normalisation.
+    amp: "off", "bf16" or "fp16".  freeze: so many layers keep weights and running statistics.
+    ema: decay of the averaged weights, which else follow [net] ema_alpha.  world: processes.
+    state: of last.pt.
+    """
+
+    def __init__(
+        self,
+        model: Darknet,
+        *,
+        amp: str = "off",
+        loss: str = "darknet",
+        freeze: int = 0,
+        ema: float = 0.0,
+        world: int = 1,
+        state: dict | None = None,
+    ):
+        self.model, self.net, self.freeze, self.ema = model, model.net, freeze, ema
+        self.device = next(model.parameters()).device
+        self.loss = LOSSES[loss](model.heads, self.net)
+        self.autocast = torch.autocast(self.device.type, HALVES.get(amp), enabled=amp in HALVES)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=amp == "fp16")
+        model.layers[:freeze].requires_grad_(False)
+        weights, scales, biases, self.attacked = [], [], [], []
+        for name, parameter in model.named_parameters():
+            # what stopbackward stops still decays, as in Darknet
+            parameter.grad = torch.zeros_like(parameter)
+            if parameter.requires_grad:
+                others = biases if name.endswith("bias") else scales
+                (weights if parameter.dim() > 1 else others).append(parameter)
+                # the attack leaves gradients where no batch norm follows, and in shortcuts
+                if name.split(".", 2)[2] in ("0.bias", "weight"):
+                    self.attacked.append(parameter)
+        groups = [{"params": each} for each in (weights, scales, biases)]
+        groups[0]["weight_decay"] = self.net.decay
+        self.optimiser = torch.optim.SGD(
+            groups, momentum=self.net.momentum, nesterov=self.net.nesterov
+        )
+        self.averaged = None
+        self.parts = {"model": model, "optimiser": self.optimiser, "scaler": self.scaler}
+        if ema or (state and state["ema"]):
+            self._start_average()
+        for key, part in self.parts.items() if state else ():
+            part.load_state_dict(state[key])
+        self.stops = [getattr(section, "stopbackward", 0) for section in model.sections]
+        self.mini_batches, self.parallel = max(self.net.subdivisions, world) // world, model
+        if world > 1:
+            self.parallel = DistributedDataParallel(model, find_unused_parameters=any(self.stops))
+
+    def update(self, iteration: int, batches: Iterable[tuple[Tensor, Tensor, list]]) -> Update:
+        """One iteration, counted from 1.  batches: images uint8 (B, 3, H, W) RGB, targets (T, 6),
+        image files; as many as this process needs are taken.
+        Raises NonFiniteLoss before the weights change."""
+        net, rate = self.net, learning_rate(iteration, self.net)
+        attack, grown = attack_rate(iteration, net), growth(iteration, net.max_batches)
+        self.model.train()
+        self.model.layers[: self.freeze].eval()
+        # no gradient up to this layer: stopbackward=1 always, N > 1 in the first N iterations
+        stopped = (i for i, stop in enumerate(self.stops) if stop == 1 or stop >= iteration)
+        self.model.frozen = max(stopped, default=-1)
+        self.optimiser.zero_grad(set_to_none=False)
+        reports, files = [], []
+        for number, (images, targets, names) in enumerate(islice(batches, self.mini_batches)):
+            set_stage(self.model, grown, number)
+            images = images.to(self.device, non_blocking=True).float().div_(255)
+            images = images.contiguous(memory_format=torch.channels_last)
+            if attack and torch.rand(()) < 0.5:
+                images = self._attack(images, attack)
+            # of DistributedDataParallel, which joins the gradients in the last backward
+            self.parallel.require_backward_grad_sync = number == self.mini_batches - 1
+            with self.autocast:
+                logits = self.parallel(images)
+            terms = self.loss(logits, targets)
+            self.scaler.scale(terms.total / self.mini_batches).backward()
+            reports.append(torch.stack([terms.total.detach(), *chain(*terms.heads)]))
+            files.append(names)
+        update = self._report(iteration, rate, torch.stack(reports), files)
+        for group in self.optimiser.param_groups:
+            group["lr"], group["momentum"] = rate, momentum(iteration, net)
+        group["lr"] = bias_rate(iteration, net)  # the last one has the biases
+        self.scaler.step(self.optimiser)  # skips the step where float16 gradients overflowed
+        self.scaler.update()
+        if self.scaler.get_scale() < SMALLEST_SCALE:
+            raise NonFiniteLoss(
+                f"float16 gradients overflow at every scale up to iteration {iteration}, "
+                f"rate {rate:.6g}; expected --amp bf16 or off"
+            )
+        self._average(iteration)
+        return update
+
+    def _start_average(self):
+        self.parts["ema"] = self.averaged = copy.deepcopy(self.model).requires_grad_(False)
+
+    @torch.no_grad()
+    def _average(self, iteration):
+        """--ema: weights and running statistics, from the first iteration on.  ema_alpha, as in
+        Darknet: weights alone, in the second half; 1,000 iterations before its end they take over.
+        """
+        model, net, last = self.model, self.net, self.net.max_batches - 1000
+        if self.ema:
+            values = model.state_dict()
+            for name, average in self.averaged.state_dict().items():
+                if average.is_floating_point():  # not the numbers of batches
+                    average.lerp_(values[name], 1 - ema_decay(iteration, self.ema))
+        elif net.ema_alpha and iteration >= net.max_batches // 2:
+            if not self.averaged:
+                self._start_average()
+            for average, value in zip(self.averaged.parameters(), model.parameters(), strict=True):
+                if iteration < last:
+                    average.lerp_(value, 1 - net.ema_alpha)
+                elif iteration == last:
+                    value.copy_(average)
+
+    def _attack(self, images, rate):
+        """The images (B, 3, H, W) after a self-adversarial attack, with batch norm in eval mode."""
+        images.requires_grad_()
+        norms = [m for m in self.model.modules() if hasattr(m, "running_var") and m.training]
+        for norm in norms:
+            norm.eval()
+        with self.autocast:
+            logits = self.model(images)
+        loss = self.scaler.scale(attack_loss(logits, self.model.heads) / self.mini_batches)
+        loss.backward(inputs=[images, *self.attacked])
+        for norm in norms:
+            norm.train()
+        rate *= len(images) * self.mini_batches / self.scaler.get_scale()
+        return attacked_images(images.detach(), images.grad, rate)
+
+    def _report(self, iteration, rate, reports, files):
+        """reports (mini-batches, 1 + heads * terms).  Here alone the host waits for the device."""
+        finite = reports[:, 0].isfinite()
+        if not self.scaler.is_enabled():  # else overflows are the scaler's business
+            norms = [torch.linalg.vector_norm(p.grad) for p in self.model.parameters()]
+            finite &= torch.stack(norms).isfinite().all()
+        means, heads = reports.mean(0), self.model.heads
+        rows = means[1:].view(len(heads), -1).tolist()
+        terms = {head.index: HeadTerms(*row) for head, row in zip(heads, rows, strict=True)}
+        update = Update(means[0].item(), rate, terms)
+        bad = [names for names, good in zip(files, finite.tolist(), strict=True) if not good]
+        if distributed.in_any(bool(bad), self.device):
+            images = ", ".join(map(str, chain(*bad[0]))) if bad else "of another process"
+            raise NonFiniteLoss(
+                f"non-finite loss or gradient at iteration {iteration}, rate {rate:.6g}: "
+                f"loss {update.loss:.6g} ({'; '.join(update.lines())}); images: {images}"
+            )
+        return update
+
+
+@dataclass
+class Progress:
+    """Where a training stands, besides weights and optimiser; -1: not yet."""
+
+    iteration: int = 0
+    best_map: float = -1.0
+    last_map: float = -1.0
+    waited: int = 0  # evaluations since the best
+    average_loss: float = -1.0  # nine tenths of the last and one of the new, as Darknet prints it
 
 
 class Training:
-    """One run.  resume: goes on from folder/last.pt, to the same weights as a run that was never stopped.
+    """One run in `folder`.  resume: from its last.pt, to the same weights as a run never stopped.
+    say: prints a line.
 
-    Raises ValueError for data and files that do not fit; `run` raises NonFiniteLoss where the loss is no number.
+    Raises ValueError for data and files that do not fit; `run` raises NonFiniteLoss.
     """
 
-    def __init__(self, settings: Settings, folder: Path, resume: bool = False, say: Callable[[str], None] = announce):
+    def __init__(
+        self,
+        settings: Settings,
+        folder: Path,
+        resume: bool = False,
+        say: Callable[[str], None] = print,
+    ):
         if settings.deterministic:
-            make_deterministic()
-        device = choose_device(settings.device)
-        self.device = torch.device("cuda", local_rank()) if device.type == "cuda" and device.index is None else device
-        self.processes = Processes(self.device)
+            os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts
+            torch.use_deterministic_algorithms(True)
+        device, rank, world = distributed.join(choose_device(settings.device))
         self.settings, self.folder = settings, folder
-        self.say = say if self.processes.first else lambda line: None
+        self.say = (lambda _: None) if rank else say
         checkpoint = last_checkpoint(folder) if resume else None
-        paths = read_image_list(settings.train)
         if checkpoint:
-            self.network = parse_cfg(checkpoint["cfg"], str(folder / "last.pt"))
+            network = parse_cfg(checkpoint["cfg"], str(folder / "last.pt"))
         else:
-            self.network = configured(read_cfg(settings.cfg), settings, len(paths), self.say)
-        self.net = self.network.net
-        generator = torch.Generator().manual_seed(settings.seed)
-        self.model = Darknet(self.network, generator).to(self.device, memory_format=torch.channels_last)
-        self.names = class_names(settings, self.model)
-        self.paths = usable_images(paths, settings, self.names, (self.net.width, self.net.height), self.say)
-        self.faults = Faults(len(self.paths), self.say)
+            images = len(read_image_list(settings.train))
+            network = configured(read_cfg(settings.cfg), settings, images, self.say)
+        self.net = net = network.net
+        model = Darknet(network, torch.Generator().manual_seed(settings.seed))
+        model.to(device, memory_format=torch.channels_last)
+        self.names = names_of_classes(settings.names, model.heads[-1].classes)
+        reports = []
+        for path in filter(None, (settings.train, settings.valid)):
+            found = inspect(read_image_list(path), self.names, (net.width, net.height), path)
+            self.say("\n".join(found.lines()))
+            found.check()
+            reports.append(found)
+        self.paths = reports[0].usable
         if settings.sync_bn:
-            self.processes.synchronise(self.model)
-        options = {"amp": settings.amp, "loss": settings.loss, "freeze": settings.freeze}
-        self.updater = Updater(self.model, self.net, self.processes, **options)
-        self.ema = Ema(self.model, self.net, settings.ema)
+            crossed = any(isinstance(module, CrossBatchNorm) for module in model.modules())
+            if crossed or device.type != "cuda":
+                raise ValueError("--sync-bn needs GPUs, and a cfg without CmBN (batch_normalize=2)")
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+        self.model = model
         if checkpoint:
-            self.progress = from_checkpoint(checkpoint, folder / "last.pt", self.updater, self.ema)
-            self.say(f"resuming {folder} at iteration {self.progress.iteration} of {self.net.max_batches}")
+            self.progress = Progress(**{key: checkpoint[key] for key in asdict(Progress())})
+            iteration = self.progress.iteration
+            self.say(f"resuming {folder} at iteration {iteration} of {net.max_batches}")
         else:
-            self.progress = from_weights(self.model, self.ema, settings, self.say)
-        if self.progress.iteration >= self.net.max_batches:
+            iteration = self._load_weights()
+            self.progress = Progress(iteration)
+        if iteration >= net.max_batches:
             raise ValueError(
-                f"{settings.weights or folder}: is at iteration {self.progress.iteration} of {self.net.max_batches}, "
-                "expected less; --clear starts its weights again at 0, --max-batches goes on with them for longer"
+                f"{settings.weights or folder}: is at iteration {iteration} of {net.max_batches}, "
+                "expected less; --clear starts at 0 again, --max-batches trains for longer"
             )
-        iteration = self.progress.iteration
-        self.processes.check_same_start(self.model, iteration, len(self.paths))
-        self.files = RunFolder(folder, self.network, self.names, settings, iteration) if self.processes.first else None
-        if self.files:
-            datareport.write(folder / "data.png", self.paths, self.names, self.network)
+        self.updater = Updater(
+            model, amp=settings.amp, loss=settings.loss, freeze=settings.freeze, ema=settings.ema,
+            world=world, state=checkpoint,
+        )  # fmt: skip
+        self.loader = training_batches(
+            self.paths, net, model.heads[-1], settings.seed, iteration, net.max_batches,
+            settings.workers, rank, world, device.type == "cuda", settings.cache or 0.0,
+        )  # fmt: skip
+        # for dropout: the same after a resume, another in each process
+        self.seed = (settings.seed << 40) + (rank << 32)
+        self.unreadable, self.stopped, self.evaluation, self.files = set(), "", None, None
+        if not rank:
+            self.files = RunFolder(folder, network, self.names, asdict(settings), iteration)
+            report.write_data(folder / "data.png", self.paths, self.names, network)
+
+    def _load_weights(self):
+        """Fresh weights, or those of a whole or partial file.  Returns the first iteration - 1."""
+        settings, model, loaded = self.settings, self.model, None
+        if settings.loss == "yolov5":
+            model.set_head_biases(prior_biases)  # overwritten by what a file holds
+        if settings.weights:
+            loaded = load_weights(model, settings.weights, other_classes=True)
+        provided = min(loaded.layers if loaded else 0, model.heads[0].index - 1)
+        if not 0 <= settings.freeze <= provided:
+            raise ValueError(
+                f"--freeze {settings.freeze}: --weights provides {provided} layers before the heads"
+            )
+        if not loaded:
+            self.say("from fresh weights (no --weights)")
+            return 0
+        model.weights_version = VERSION
+        iteration = 0 if settings.clear or loaded.classes else loaded.seen // self.net.batch
+        self.say(
+            f"{settings.weights}: {loaded}; {loaded.seen:,} images seen; starts at iteration "
+            f"{iteration} of {self.net.max_batches}; {settings.freeze} layers frozen"
+        )
+        return iteration
 
     def run(self) -> Path:
-        """Trains to the end, or until it is stopped (SIGINT, SIGTERM), and returns the run's folder."""
-        # the data counts iterations from 0
-        batches = training_batches(
-            self.paths, self.net, self.model.heads[-1], self.settings.seed, self.progress.iteration,
-            self.net.max_batches, self.settings.workers, self.processes.rank, self.processes.world,
-            self.device.type == "cuda", self.settings.cache or 0.0,
-        )  # fmt: skip
-        timed = Timed(batches)
+        """Trains to the end, or until SIGINT or SIGTERM, and returns the run's folder."""
+        progress, batches = self.progress, iter(self.loader)
+        handlers = {n: signal.signal(n, self._stop) for n in (signal.SIGINT, signal.SIGTERM)}
         bar = tqdm(
-            total=self.net.max_batches, initial=self.progress.iteration, unit="it", dynamic_ncols=True,
-            disable=None if self.processes.first else True,
+            total=self.net.max_batches, initial=progress.iteration, dynamic_ncols=True,
+            disable=None if self.files else True,
         )  # fmt: skip
-        closing = contextlib.closing
-        with closing(self.files or bar), closing(timed), self._advice(), stop_requests(self.say) as requested, bar:
-            while self.progress.iteration < self.net.max_batches:
-                bar.set_postfix_str(self._iterate(timed))
-                bar.update()
-                if reason := self._reason_to_stop(requested):
-                    if self.files:
-                        self._save()
-                    self.say(f"stopped at iteration {self.progress.iteration} of {self.net.max_batches} {reason}; "
-                             f"`python train.py --resume {self.folder}` goes on")  # fmt: skip
-                    break
-        if self.files and (page := self.files.report()):
-            self.say(f"{page}: what was measured last, what was missed and what was false")
-        self.processes.close()
-        return self.folder
-
-    def _reason_to_stop(self, requested: list[int]) -> str:
-        """Why all processes stop now; empty: they go on."""
-        if self.processes.any(bool(requested), self.device):
-            return "as asked"
-        if self.settings.patience and self.progress.waited >= self.settings.patience:
-            return f"after {self.progress.waited} evaluations without a better mAP than {self.progress.best_map:.2%}"
-        return ""
-
-    def _iterate(self, batches: Timed) -> str:
-        """One iteration with all that is due at its end; returns what the progress line shows."""
-        progress, start = self.progress, time.perf_counter()
-        iteration = progress.iteration + 1
-        # of dropout: the same after a resume, and another in each process
-        torch.manual_seed((self.settings.seed << 40) + (self.processes.rank << 32) + iteration)
-        update = self.updater.update(iteration, self._pictured(iteration, islice(batches, self.updater.mini_batches)))
-        self.ema.update(self.model, iteration)
-        progress.advance(update)
-        seconds = time.perf_counter() - start
-        speed, data_share = self.net.batch / seconds, batches.take() / seconds
-        mean_ap = self._evaluate() if self._is_evaluated(iteration) else None
-        if self.files:
-            self.files.log(iteration, update, speed, data_share, mean_ap)
-            if mean_ap is not None or iteration % self.settings.save_every == 0 or iteration == self.net.max_batches:
-                try:
-                    self._save()
-                except ValueError as error:  # rolling averages may overflow while the loss does not
-                    seen = f"the loss is {update.loss:.6g} at iteration {iteration} with rate {update.rate:.6g}"
-                    raise NonFiniteLoss(f"{error}; {seen}") from None
-        if iteration in (1, self.net.max_batches):
-            log = darknet_log(update, [head.index for head in self.model.heads])
-            self.say(f"iteration {iteration}, rate {update.rate:.6g}\n{log}")
-        return progress.line(update, speed, data_share)
-
-    def _pictured(self, iteration: int, batches: Iterator) -> Iterator:
-        """Passes mini-batches on; the first of the first iterations are drawn."""
-        for number, (images, targets, files, faults) in enumerate(batches):
-            self.faults.add(faults)
-            if self.files and number == 0:
-                self.files.save_picture(iteration, images, targets)
-            yield images, targets, files
-
-    def _is_evaluated(self, iteration: int) -> bool:
-        """At the end, and every eval_every iterations; by default every 4 epochs after burn-in, as in Darknet."""
-        every = self.settings.eval_every
-        if every is None:
-            every = max(100, 4 * len(self.paths) // self.net.batch)
-            if iteration < self.net.burn_in:
-                every = 0
-        due = iteration == self.net.max_batches or (every and iteration % every == 0)
-        return bool(self.settings.valid and due)
-
-    def _evaluate(self) -> float:
-        """mAP on the validation list; the first process measures, the others wait."""
-        progress, result = self.progress, None
-        if self.files:
-            model = self.ema.model or self.model
-            evaluator = collect(model, self.settings.valid, difficult=self.settings.difficult, progress=True)
-            result = evaluator.result()
-            self.files.evaluated(progress.iteration, evaluator.records, result)
-        mean_ap = self.processes.from_first(result.map if result else 0.0, self.device)
-        best = progress.measured(mean_ap)
-        self.say(f"iteration {progress.iteration}: mAP@0.50 = {mean_ap:.2%}" + (", the best so far" if best else ""))
-        if best and self.files:
-            self.files.save_best(model, progress.iteration * self.net.batch)
-        if result and progress.iteration == self.net.max_batches:
-            self.say(result.table(self.names))
-        return mean_ap
-
-    def _save(self) -> None:
-        state = {
-            "cfg": format_cfg(self.network.net, self.network.sections), "names": self.names,
-            "model": self.model.state_dict(), "ema": self.ema.model and self.ema.model.state_dict(),
-            "optimiser": self.updater.optimiser.state_dict(), "scaler": self.updater.scaler.state_dict(),
-            "seen": self.progress.iteration * self.net.batch, **asdict(self.progress),
-        }  # fmt: skip
-        self.files.save(self.model, state, self.ema.model)
-
-    @contextlib.contextmanager
-    def _advice(self) -> Iterator[None]:
-        """Turns what torch says of the machine into one sentence."""
         try:
-            yield
+            self._loop(batches, bar)
         except torch.OutOfMemoryError:
+            images = self.net.batch // self.net.subdivisions
             raise ValueError(
-                f"{self.device}: out of memory with {self.net.batch} images in {self.net.subdivisions} mini-batches of "
-                f"{self.net.width}x{self.net.height}, expected more --subdivisions (or a smaller network)"
+                f"{self.updater.device}: out of memory with mini-batches of {images} images, "
+                "expected more --subdivisions, or a smaller network"
             ) from None
         except RuntimeError as error:
-            if lost_another(error):
-                who = "another process"
-                expected = f"all {self.processes.world} to live: --resume {self.folder} goes on"
-            elif "DataLoader worker" in str(error):
-                who = "a process that prepares images"
-                expected = f"all {self.settings.workers} to live: is there enough memory?"
-            else:
+            if not distributed.lost_process(error):
                 raise
-            reason, iteration = str(error).partition("\n")[0][:120], self.progress.iteration + 1
-            raise ValueError(f"{who} died ({reason}) at iteration {iteration}, expected {expected}") from None
+            raise ValueError(
+                f"another process died in iteration {progress.iteration} "
+                f"({str(error).splitlines()[0][:120]}); --resume {self.folder} resumes"
+            ) from None
+        finally:
+            bar.close()
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+            # they ignore SIGTERM: Python would wait for them while a traceback holds the iterator
+            getattr(batches, "_shutdown_workers", lambda: None)()
+            if self.files:
+                self.files.close()
+        if self.evaluation:
+            folder = self.folder
+            page = report.write(folder / "report", *self.evaluation, self.names, run=folder)
+            self.say(f"{page}: the last evaluation, missed objects and false detections")
+        distributed.leave()
+        return self.folder
+
+    def _loop(self, batches, bar):
+        """Update, evaluate, save: until the last iteration, a request, or patience ends it."""
+        progress, settings, last = self.progress, self.settings, self.net.max_batches
+        while progress.iteration < last:
+            progress.iteration += 1
+            start, self.waited = time.perf_counter(), 0.0
+            torch.manual_seed(self.seed + progress.iteration)
+            update = self.updater.update(progress.iteration, self._mini_batches(batches))
+            if self.files:  # the first process; the others wait for it in `in_any`
+                seconds = time.perf_counter() - start
+                mean_ap = self._evaluate()
+                bar.set_postfix_str(self._log(update, seconds, mean_ap))
+                bar.update()
+                due = mean_ap is not None or progress.iteration % settings.save_every == 0
+                if due or progress.iteration == last:
+                    self._save()
+            if 0 < settings.patience <= progress.waited:
+                self.stopped = f"after {progress.waited} evaluations without a better mAP"
+            if distributed.in_any(bool(self.stopped), self.updater.device):
+                if self.files:
+                    self._save()
+                self.say(
+                    f"stopped at iteration {progress.iteration} of {last} "
+                    f"{self.stopped or 'as asked'}; "
+                    f"`python train.py --resume {self.folder}` resumes"
+                )
+                break
+
+    def _stop(self, *_):
+        if self.stopped:
+            raise KeyboardInterrupt
+        self.stopped = "as asked"
+        self.say("stopping after this iteration; once more stops at once")
+
+    def _mini_batches(self, batches):
+        """This iteration's mini-batches; counts the seconds that they are waited for."""
+        for number in range(self.updater.mini_batches):
+            start = time.perf_counter()
+            images, targets, files, faults = next(batches)
+            self.waited += time.perf_counter() - start
+            for path, reason in faults:
+                if path not in self.unreadable:
+                    self.say(f"{reason}; another image takes its place")
+                self.unreadable.add(path)
+            if len(self.unreadable) > UNREADABLE * len(self.paths):
+                count = f"{len(self.unreadable)} of {len(self.paths)} images"
+                raise ValueError(f"{count} cannot be read any more, the last: {reason}")
+            if self.files and number == 0:
+                self.files.save_picture(self.progress.iteration, images, targets)
+            yield images, targets, files
+
+    def _log(self, update, seconds, mean_ap):
+        """A row of results.csv, at first and last Darknet's lines; returns the progress line."""
+        progress, average, loss = self.progress, self.progress.average_loss, update.loss
+        progress.average_loss = loss if average < 0 else 0.9 * average + 0.1 * loss
+        speed, data_share = self.net.batch / seconds, self.waited / seconds
+        row = {
+            "iteration": progress.iteration, "loss": loss, "rate": update.rate,
+            "images_per_second": speed, "data_share": data_share, "map": mean_ap,
+        }  # fmt: skip
+        for layer, terms in update.heads.items():
+            row |= {f"{key}_{layer}": getattr(terms, key) for key in SHOWN_TERMS}
+        self.files.log(row)
+        if progress.iteration in (1, self.net.max_batches):
+            first = f"iteration {progress.iteration}, rate {update.rate:.6g}"
+            self.say("\n".join([first, *update.lines()]))
+        heads = update.heads.values()
+        overlap = "/".join(f"{terms.average_iou:.2f}" for terms in heads)
+        return (
+            f"loss {loss:.2f} (avg {progress.average_loss:.2f}, "
+            f"class {sum(t.class_loss for t in heads):.2f}, "
+            f"iou {sum(t.iou_loss for t in heads):.2f}), IoU {overlap}, "
+            f"rate {update.rate:.3g}, {speed:.1f} img/s, {data_share:.0%} waiting for data"
+            + (f", mAP {progress.last_map:.2%}" if progress.last_map >= 0 else "")
+        )
+
+    def _evaluate(self):
+        """mAP on the validation list where due, else None: at the end and every eval_every
+        iterations, by default 4 epochs after burn-in, as in Darknet."""
+        progress, settings, net = self.progress, self.settings, self.net
+        iteration, every = progress.iteration, settings.eval_every
+        if every is None:
+            every = iteration >= net.burn_in and max(100, 4 * len(self.paths) // net.batch)
+        last = iteration == net.max_batches
+        if not settings.valid or not (last or (every and iteration % every == 0)):
+            return None
+        model = self.updater.averaged or self.model
+        evaluator = collect(model, settings.valid, difficult=settings.difficult, progress=True)
+        result = evaluator.result()
+        self.evaluation, progress.last_map = (evaluator.records, result), result.map
+        progress.waited, note = progress.waited + 1, ""
+        if result.map >= progress.best_map:
+            progress.best_map, progress.waited, note = result.map, 0, ", the best so far"
+            self.files.save_weights("best", model, iteration * net.batch)
+        self.say(f"iteration {iteration}: mAP@0.50 = {result.map:.2%}{note}")
+        if last:
+            self.say(result.table(self.names))
+        return result.map
+
+    def _save(self):
+        updater = self.updater
+        state = {"seen": self.progress.iteration * self.net.batch, "ema": None}
+        state |= {key: part.state_dict() for key, part in updater.parts.items()}
+        self.files.save(self.model, state | asdict(self.progress), updater.averaged)

@@ -1,35 +1,65 @@
-"""Frames of videos, cameras and addresses, decoded in a thread: all of a file in order, the newest of what is live.
-No source: Darknet's demo.c decodes in a thread too, but ends where a stream breaks off."""
+"""What detect reads and writes: files, frames of videos and cameras; images, videos, .json, labels.
+Source: Darknet's src/demo.c, for streams; src/network.c, detection_to_json, for the .json."""
 
+import json
+import math
+import queue
 import threading
 import time
-from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from glob import glob
+from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 import cv2
 import numpy as np
+import torch
 
-from yolov4.sources import is_camera, is_live
+from yolov4.boxes import relative_boxes
+from yolov4.data import read_image_list
+from yolov4.decoding import Detections
 
-FIRST_PAUSE, LAST_PAUSE = 0.5, 10.0  # seconds before a stream is tried again
+IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
+VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
+PAUSE = 1.0  # seconds before a stream that broke off is opened again
+
+
+def expand(source: str) -> list[str]:
+    """The files of a folder, a .txt list or a glob, in order; anything else alone.  Raises
+    ValueError for an empty folder or list."""
+    path = Path(source)
+    if path.is_dir():
+        files = [str(each) for each in path.iterdir() if each.suffix.lower() in IMAGES + VIDEOS]
+        if not files:
+            raise ValueError(f"{source}: no images or videos found")
+        return sorted(files)
+    if path.suffix.lower() == ".txt":
+        return list(map(str, read_image_list(path)))
+    return [source] if path.exists() else sorted(glob(source, recursive=True)) or [source]
+
+
+def is_stream(source: str) -> bool:
+    """Whether it has frames: a camera's number, a video or an address."""
+    return source.isdigit() or "://" in source or Path(source).suffix.lower() in VIDEOS
 
 
 class Frame(NamedTuple):
     """One frame of `Video`."""
 
-    number: int  # from 1, as the source counts: with every=5 it is 1, 6, 11
+    number: int  # from 1, in the source: 1, 6, 11 with every=5
     image: np.ndarray  # uint8 (H, W, 3) BGR
 
 
 class Video:
-    """Every `every`-th Frame of a video, a camera's number or an address.  Raises ValueError if it does not open.
+    """Every `every`-th Frame of a video, a camera's number or an address, read by a thread.
 
-    A file gives its frames in order, `ahead` of them decoded in advance.  What is live gives the newest frame whenever
-    it is asked; where it breaks off it is tried again for `reconnect` seconds, after longer and longer pauses, and
-    say(line) tells of it.  A bad end is no error: `fault` says where it was.
-    live: a camera, or an address of no file and no known length; rate: frames a second; size: (width, height);
-    length: how many frames will come, None if not known.
+    A file gives all of them in order, `ahead` of them decoded in advance.  A live source (a camera,
+    an address of no file) gives the newest; where it breaks off it is tried again for `reconnect`
+    seconds, and say(line) tells.  `fault` says where reading ended too early, else it is None.
+    rate: frames per second; size: (width, height); length: frames to come, None if not known.
+    Raises ValueError if it cannot be opened.
     """
 
     def __init__(
@@ -41,98 +71,187 @@ class Video:
         say: Callable[[str], None] = print,
     ):
         self.source, self.every, self.reconnect, self.say = source, every, reconnect, say
-        self.capture = self._open()
+        self.place = int(source) if source.isdigit() else source
+        self.capture = cv2.VideoCapture(self.place)
         opened, image = self.capture.read()
         if not opened:
-            self.capture.release()
-            raise ValueError(f"{source}: found no frame that OpenCV can read, expected a video or a camera's number")
-        rate, count = self.capture.get(cv2.CAP_PROP_FPS), int(self.capture.get(cv2.CAP_PROP_FRAME_COUNT))
+            raise ValueError(f"{source}: OpenCV finds no frame, expected a video or a camera")
+        rate, frames = map(self.capture.get, (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))
         self.rate = rate if 0 < rate <= 1000 else 25.0
         self.size = image.shape[1::-1]
-        self.live = is_live(source) and count <= 0
-        self.length = -(-count // every) if count > 0 and not self.live else None
-        self.seconds = count / self.rate if self.length else 0.0  # of the whole file
-        self.fault: str | None = None
-        self.number, self.reached = 1, 0.0  # of the last frame read; seconds
-        self.waiting = deque([Frame(1, image)], maxlen=1 if self.live else None)
-        self.room = 1 if self.live else ahead
-        self.changed, self.closed, self.ended = threading.Condition(), threading.Event(), False
-        self.thread = threading.Thread(target=self._run, daemon=True)  # a dead stream blocks OpenCV for half a minute
+        self.length = math.ceil(frames / every) if frames > 0 else None
+        self.seconds = frames / self.rate  # of the whole file
+        suffix = Path(urlsplit(source).path).suffix.lower()
+        self.live = self.length is None and suffix not in IMAGES + VIDEOS
+        self.number, self.fault = 1, None  # number of the last frame read
+        self.frames = queue.Queue(ahead)  # then None; room for both after close()
+        self.frames.put(Frame(1, image))
+        self.closed = threading.Event()
+        # a dead stream blocks OpenCV for half a minute; the process does not wait for a daemon
+        self.thread = threading.Thread(target=self._read, daemon=True)
+        self.thread.start()
 
     def __iter__(self) -> Iterator[Frame]:
-        self.thread.start()
-        while True:
-            with self.changed:
-                self.changed.wait_for(lambda: self.waiting or self.ended)
-                if not self.waiting:
-                    return
-                frame = self.waiting.popleft()
-                self.changed.notify_all()
-            yield frame
+        return iter(self.frames.get, None)
 
     def close(self) -> None:
         """Ends the reading; what was decoded ahead is dropped."""
-        with self.changed:
-            self.closed.set()
-            self.changed.notify_all()
-        if self.thread.ident:
-            self.thread.join(timeout=2)
+        self.closed.set()
+        self._drop()
+        self.thread.join(timeout=2)
 
-    def _run(self) -> None:
+    def _drop(self):
+        with suppress(queue.Empty):
+            while True:
+                self.frames.get_nowait()
+
+    def _read(self):
+        reached = 0.0  # seconds
         try:
-            for frame in self._frames():
-                with self.changed:
-                    self.changed.wait_for(lambda: self.live or len(self.waiting) < self.room or self.closed.is_set())
-                    self.waiting.append(frame)  # drops an older one where the source is live
-                    self.changed.notify_all()
-        except cv2.error as error:
-            self.fault = f"{self.source}: OpenCV cannot read on after frame {self.number} ({error.err})"
+            while not self.closed.is_set():
+                there, image = self.capture.read()
+                if there:
+                    self.number += 1
+                    reached = self.capture.get(cv2.CAP_PROP_POS_MSEC) / 1000 + 1 / self.rate
+                    if (self.number - 1) % self.every == 0:
+                        if self.live:
+                            self._drop()
+                        self.frames.put(Frame(self.number, image))
+                elif not self._continues(reached):
+                    break
         finally:
-            with self.changed:
-                self.ended = True
-                self.changed.notify_all()
             self.capture.release()
+            self.frames.put(None)
 
-    def _frames(self) -> Iterator[Frame]:
-        """All that are wanted after the first; the others are not even decoded to pixels"""
-        while not self.closed.is_set():
-            wanted = self.number % self.every == 0
-            there, image = self.capture.read() if wanted else (self.capture.grab(), None)
-            if there:
-                self.number += 1
-                self.reached = self.capture.get(cv2.CAP_PROP_POS_MSEC) / 1000
-                if wanted:
-                    yield Frame(self.number, image)
-            elif not self.live:
-                self._check_end()
-                return
-            elif not self._reopen():
-                return
-
-    def _open(self) -> cv2.VideoCapture:
-        return cv2.VideoCapture(int(self.source) if is_camera(self.source) else self.source)
-
-    def _reopen(self) -> bool:
-        """Whether a live source came back in time"""
-        broken, pause = time.monotonic(), FIRST_PAUSE
+    def _continues(self, reached):
+        """Whether a live source came back in time.  fault: what is wrong with the end."""
         where = f"{self.source}: broke off after frame {self.number}"
-        if self.reconnect:
-            self.say(f"{where}; trying again for {self.reconnect:g} s")
-        while time.monotonic() - broken + pause <= self.reconnect and not self.closed.wait(pause):
-            self.capture.release()
-            self.capture = self._open()
-            if self.capture.grab():
+        if not self.live:
+            if self.seconds - reached > max(1, self.seconds / 50):
+                place = f"at {reached:.1f} of {self.seconds:.1f} s"
+                self.fault = f"{where}, {place}, as if cut or damaged; what came is kept"
+            return False
+        self.say(f"{where}; trying again for {self.reconnect:g} s")
+        until = time.monotonic() + self.reconnect
+        while time.monotonic() < until and not self.closed.wait(PAUSE):
+            if self.capture.open(self.place) and self.capture.grab():
                 self.number += 1
-                self.say(f"{self.source}: came back after {time.monotonic() - broken:.1f} s")
+                self.say(f"{self.source}: came back")
                 return True
-            pause = min(2 * pause, LAST_PAUSE)
-        if not self.closed.is_set():
-            self.fault = f"{where} and did not come back within {self.reconnect:g} s; what came is kept"
+        self.fault = f"{where}, not back within {self.reconnect:g} s; what came is kept"
         return False
 
-    def _check_end(self) -> None:
-        """A whole file ends within a second, or a fiftieth, of its length"""
-        reached = self.reached + 1 / self.rate
-        if self.seconds - reached > max(1, self.seconds / 50):
-            self.fault = (f"{self.source}: ends after frame {self.number}, at {reached:.1f} of {self.seconds:.1f} s, "
-                          "as if cut or damaged; what came is kept")  # fmt: skip
+
+class Output:
+    """Files of one call of detect.  Sources of one name get NAME, NAME_2; none is written over.
+
+    folder: of the images and videos, with labels/ for save_txt; names: of the classes.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        names: Sequence[str],
+        sources: Sequence[str],
+        save_txt: bool,
+        json_path: str | None,
+    ):
+        self.folder, self.names, self.stems = Path(folder), names, set()
+        self.labels = self.folder / "labels" if save_txt else None
+        self.taken = {Path(source).resolve() for source in sources}
+        (self.labels or self.folder).mkdir(parents=True, exist_ok=True)
+        self.json = Path(json_path).open("w", encoding="utf-8") if json_path else None  # noqa: SIM115
+        self.before = "[\n"  # what comes before the next record
+
+    def place(self, source: str, suffix: str) -> Path:
+        """The path for the output of a source."""
+        name = f"camera{source}" if source.isdigit() else Path(source).stem
+        if "://" in source:  # the name shows no user, password or key
+            address = urlsplit(source)
+            name = Path(address.path).stem or address.hostname
+        path, number = self.folder / f"{name}{suffix}", 1
+        # some file systems ignore case
+        while path.stem.lower() in self.stems or path.resolve() in self.taken:
+            number += 1
+            path = self.folder / f"{name}_{number}{suffix}"
+        self.stems.add(path.stem.lower())
+        return path
+
+    def add(
+        self,
+        source: str,
+        stem: str,
+        image_size: tuple[int, int],
+        detections: Detections,
+        frame: int,
+    ) -> None:
+        """Writes one image, or the frame of that number: its record in the .json, which has
+        Darknet's keys, and its labels for training."""
+        if self.json:
+            keys = ("center_x", "center_y", "width", "height")
+            found = _rows(detections, detections.boxes.double(), image_size)  # not clipped
+            objects = [
+                {
+                    "class_id": label,
+                    "name": self.names[label],
+                    "relative_coordinates": dict(zip(keys, box, strict=True)),
+                    "confidence": score,
+                }
+                for label, box, score in found
+            ]
+            record = {"frame_id": frame, "filename": source, "objects": objects}
+            self.json.write(self.before + json.dumps(record, ensure_ascii=False))
+            self.before = ",\n"
+        if self.labels:
+            # `class cx cy w h`: clipped to the image, each prediction with its best class
+            _, best = np.unique(detections.prediction, return_index=True)  # they fall by score
+            found = detections[np.sort(best)]
+            limits = torch.tensor((*image_size, *image_size))
+            boxes = torch.minimum(found.boxes.double().clamp(min=0), limits)
+            lines = (
+                f"{label} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n"
+                for label, (x, y, w, h), _ in _rows(found, boxes, image_size)
+                if w > 0 and h > 0
+            )
+            (self.labels / f"{stem}.txt").write_text("".join(lines), encoding="utf-8")
+
+    def close(self) -> None:
+        if self.json:
+            with self.json:
+                self.json.write("[]\n" if self.before == "[\n" else "\n]\n")
+
+
+def _rows(found, boxes, image_size):
+    """Class, box cxcywh relative to the image, score of each; boxes: (n, 4) xyxy, pixels."""
+    columns = found.labels, relative_boxes(boxes, image_size), found.scores
+    return zip(*(column.tolist() for column in columns), strict=True)
+
+
+def write_picture(path: Path, image: np.ndarray) -> None:
+    """Encodes by the suffix; unlike cv2.imwrite, with names beyond ASCII on Windows too."""
+    cv2.imencode(path.suffix, image)[1].tofile(path)
+
+
+class VideoFile:
+    """An .mp4 of frames uint8 (H, W, 3) BGR, resized to size = (width, height); rate per second.
+    Raises ValueError if it cannot be written, from close() if frames are missing."""
+
+    def __init__(self, path: Path, rate: float, size: tuple[int, int]):
+        self.path, self.size, self.frames = path, size, 0
+        self.writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
+        if not self.writer.isOpened():
+            raise ValueError(f"{path}: OpenCV cannot write an mp4 of {size[0]}x{size[1]} here")
+
+    def write(self, image: np.ndarray, upto: int) -> None:
+        """Repeats the image until the video has `upto` frames, in the place of dropped ones."""
+        fitting = cv2.resize(image, self.size)
+        for _ in range(upto - self.frames):
+            self.writer.write(fitting)
+        self.frames = upto
+
+    def close(self) -> None:
+        self.writer.release()
+        # OpenCV's writer does not tell of a full disk
+        found = int(cv2.VideoCapture(str(self.path)).get(cv2.CAP_PROP_FRAME_COUNT))
+        if found != self.frames:
+            raise ValueError(f"{self.path}: {found} of {self.frames} frames written; disk full?")

@@ -1,213 +1,295 @@
-"""Darknet's .weights files <-> a model: checked before anything is copied, byte for byte on the way back.
-Source: Darknet's src/parser.c, load_weights_upto and save_weights_upto."""
+"""Trained networks on disk: Darknet's .weights, byte for byte, and .pt checkpoints; their proof.
+Source: Darknet's src/parser.c, load_weights_upto and save_weights_upto; OpenCV's importer."""
 
+import struct
+import tempfile
+import zipfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
+import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from yolov4.cfg import parse_cfg
+from yolov4.decoding import decode
 from yolov4.files import replacing
-from yolov4.layers import Add, Implicit
 from yolov4.model import Darknet
 
 VERSION = (0, 2, 5)  # what Darknet writes
-MOST_CLASSES = 10_000  # that a file is taken for: YOLO9000 has 9,418
-Groups = list[tuple[int, list[Tensor]]]  # index of a layer, its tensors in the order of the file
+ORDER = (  # of a layer's tensors in the file: convolution 0, batch norm 1; of a shortcut
+    "1.bias", "1.weight", "1.running_mean", "1.running_var", "0.bias", "0.weight", "weight"
+)  # fmt: skip
+KINDS = {
+    b"PK\x03\x04": "a .pt checkpoint (`python cvt2darknet.py {}` writes its .weights)",
+    b"[": "a .cfg",
+    b"<": "an HTML or XML page: the download failed",
+}
 
 
 @dataclass(frozen=True)
 class LoadedWeights:
-    """What a file held: images seen in training, the header's version, and how many layers of how many; of another
-    number of classes: that number, and how many layers before the heads were left out for it."""
+    """What a file held: images seen in training, how many layers of how many, and of weights of
+    another number of classes that number; then the convolutions before the heads are left out."""
 
     seen: int
-    version: tuple[int, int, int]
     layers: int
     of: int
     classes: int | None = None
-    left_out: int = 0
 
     def __str__(self) -> str:
-        text = f"loaded {self.layers} of {self.of} layers"
+        text, missing = f"loaded {self.layers} of {self.of} layers", self.of - self.layers
         if self.classes:
-            text += f" of {self.classes} classes; the {self.left_out} before the heads start fresh"
-        return text if self.layers + self.left_out == self.of else f"{text}, the rest keeps its values"
+            return f"{text} of {self.classes} classes; the {missing} before the heads start fresh"
+        return f"{text}, the rest keeps its values" if missing else text
 
 
 def load_weights(model: Darknet, path: str | Path, other_classes: bool = False) -> LoadedWeights:
-    """Reads a .weights file into the model; a file that ends after a layer is partial and fine (yolov4.conv.137).
+    """Reads a .weights file into the model.  A partial file, which ends after a layer, is fine
+    (yolov4.conv.137).  other_classes: a whole file of another number of classes is fine too; the
+    convolutions before the heads keep their values.
 
-    other_classes: a file of another number of classes is fine too; the convolutions before the heads keep their values.
-    Raises ValueError, and leaves the model as it was, for anything else that does not fit.
+    Raises ValueError, and leaves the model as it was, for anything else.
     """
-    path = Path(path)
+    path, name = Path(path), model.network.name
     version, seen, header = _read_header(path)
-    groups = _parameter_groups(model)
-    skipped = set()
-    if path.stat().st_size - header != 4 * sum(_floats(groups)):
-        everything, groups = groups, _loaded_groups(model, groups)
-        skipped = {index for index, _ in everything} - {index for index, _ in groups}
-    classes, parts = _read_body(model, path, header, groups, other_classes)
-    left_out = 0
-    with torch.no_grad():
-        for (_, tensors), part in zip(groups, parts, strict=False):
-            sizes = [tensor.numel() for tensor in tensors]
-            if len(part) != sum(sizes):
-                left_out += 1
-                continue
-            for tensor, values in zip(tensors, part.split(sizes), strict=True):
-                tensor.copy_(values.view(tensor.shape))
+    ends = [header + 4 * end for end in accumulate(layer.parameters for layer in model.plan)]
+    size, whole, layers, classes, heads = path.stat().st_size, ends[-1], len(ends), None, {}
+    if size in ends and size != whole:
+        layers = ends.index(size) + 1
+    elif size != whole:
+        # layer before a head -> its logits per anchor
+        heads = {head.index - 1: 5 + head.classes for head in model.heads}
+        per_class = sum(4 * model.plan[i].parameters // logits for i, logits in heads.items())
+        more, rest = divmod(size - whole, per_class) if per_class else (0, 1)
+        own = model.heads[0].classes if heads else 0
+        classes = 0 if rest else own + more
+        if classes < 1:
+            expected = f"{whole:,} for {name}, or fewer at the end of a layer"
+            raise ValueError(f"{path}: has {size:,} bytes, expected {expected}")
+        if not other_classes:
+            found = f"holds weights of {classes} classes, but {name} has {own} classes"
+            raise ValueError(f"{path}: {found}; train.py --weights loads all but the heads")
+    tensors = [each for each in _tensors(model) if each[0] < layers]
+    sizes = [
+        tensor.numel() // heads[layer] * (heads[layer] + more) if layer in heads else tensor.numel()
+        for layer, _, tensor in tensors
+    ]
+    parts = torch.from_numpy(np.fromfile(path, "<f4", offset=header)).split(sizes)
+    for (layer, key, _), part in zip(tensors, parts, strict=True):
+        # a cut file may have the length of other classes: weights stand where variances should, of
+        # which real ones may be below 0 by a denormal
+        if not part.isfinite().all() or (heads and key == "1.running_var" and part.min() < -1e-6):
+            raise ValueError(f"{path}: layer {layer} has non-finite values or negative variances")
+    for (layer, _, tensor), part in zip(tensors, parts, strict=True):
+        if layer not in heads:
+            tensor.copy_(part.view(tensor.shape))
     model.weights_version, model.seen = version, 0 if classes else seen
-    layers = len(model.plan) if len(parts) == len(groups) else groups[len(parts) - 1][0] + 1
-    layers -= left_out + sum(index < layers for index in skipped)
-    return LoadedWeights(seen, version, layers, len(model.plan), classes, left_out)
+    return LoadedWeights(seen, layers - len(heads), len(ends), classes)
 
 
-def save_weights(model: Darknet, path: str | Path, seen: int | None = None, upto: int | None = None) -> None:
-    """Writes the model as .weights, beside the place first and then renamed.
+def save_weights(
+    model: Darknet, path: str | Path, seen: int | None = None, upto: int | None = None
+) -> None:
+    """Writes the model as .weights; what was at `path` stays until the file is whole.
 
-    seen: images seen in training; None writes what was loaded, or 0.  upto: only the first layers, as
-    yolov4.conv.137 holds 137.  The header's version is that of the file loaded, else Darknet's own.
-    Raises ValueError, and keeps what was there before, for values that are no numbers.
+    seen: images seen in training; None writes what was loaded, or 0.  upto: only so many first
+    layers, as yolov4.conv.137.  The header's version is that of the file loaded, else Darknet's.
+    Raises ValueError for non-finite values and for a fused model.
     """
     if upto is not None and not 0 < upto <= len(model.plan):
-        raise ValueError(f"{path}: upto={upto}, expected 1..{len(model.plan)}, the layers of the network")
+        raise ValueError(f"{path}: found upto={upto}, expected 1..{len(model.plan)} layers")
     version = getattr(model, "weights_version", VERSION)
     seen = getattr(model, "seen", 0) if seen is None else seen
     with replacing(path) as beside, beside.open("wb") as file:
-        np.array(version, "<i4").tofile(file)
-        np.array([seen], "<i8" if version[0] * 10 + version[1] >= 2 else "<i4").tofile(file)
-        for index, tensors in _parameter_groups(model):
-            if upto is None or index < upto:
-                for tensor in tensors:
-                    if not tensor.isfinite().all():
-                        raise ValueError(f"{path}: layer {index} became values that are no numbers; not written")
-                    tensor.detach().float().cpu().contiguous().numpy().astype("<f4", copy=False).tofile(file)
+        file.write(struct.pack("<3i" + _seen_format(version), *version, seen))
+        for layer, _, tensor in _tensors(model):
+            if upto is None or layer < upto:
+                if not tensor.isfinite().all():
+                    raise ValueError(f"{path}: layer {layer} has non-finite values; not written")
+                file.write(tensor.float().cpu().contiguous().numpy())
 
 
-def _parameter_groups(model: Darknet) -> Groups:
-    """(index of the layer, its tensors in the order of the file) of every layer that has any"""
-    groups: Groups = []
-    for index, module in enumerate(model.layers):
-        if isinstance(module, Add | Implicit) and module.weight is not None:
-            groups.append((index, [module.weight]))
-        elif isinstance(module, nn.Sequential):
-            convolution, normalisation = module[0], module[1]
-            if isinstance(normalisation, nn.BatchNorm2d):
-                n = normalisation
-                groups.append((index, [n.bias, n.weight, n.running_mean, n.running_var, convolution.weight]))
-            elif model.plan[index].section.batch_normalize:
-                raise ValueError("the model is fused, expected one that still has its batch normalisation")
-            else:
-                groups.append((index, [convolution.bias, convolution.weight]))
-    return groups
+def _tensors(model: Darknet) -> Iterator[tuple[int, str, Tensor]]:
+    """(layer, name, tensor) in the order of the file"""
+    for layer, module in zip(model.plan, model.layers, strict=True):
+        state = module.state_dict()
+        found = [(layer.index, name, state[name]) for name in ORDER if name in state]
+        if sum(tensor.numel() for *_, tensor in found) != layer.parameters:
+            raise ValueError("the model is fused, expected one that still has its batch norm")
+        yield from found
 
 
-def _loaded_groups(model: Darknet, groups: Groups) -> Groups:
-    """What a file holds by the cfg's dontload and dontloadscales; one that training wrote is complete all the same."""
-    sections, kept = model.sections, []
-    for index, tensors in groups:
-        if not getattr(sections[index], "dontload", False):
-            short = len(tensors) == 5 and sections[index].dontloadscales
-            kept.append((index, [tensors[0], tensors[4]] if short else tensors))
-    return kept
-
-
-def _read_header(path: Path) -> tuple[tuple[int, int, int], int, int]:
+def _read_header(path: Path) -> tuple[tuple[int, ...], int, int]:
     """version, seen, length of the header in bytes"""
     with path.open("rb") as file:
-        start = file.read(64)
-    kinds = {b"PK\x03\x04": "a .pt checkpoint or a zip", b"\x80": "a pickled checkpoint", b"[net]": "a .cfg"}
-    for signature, kind in kinds.items():
-        if start.startswith(signature):
-            advice = f" (`python cvt2darknet.py {path}` writes one)" if signature == b"PK\x03\x04" else ""
-            raise ValueError(f"{path}: is {kind}, expected a Darknet .weights file{advice}")
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise ValueError(f"{path}: is an HTML page, expected a Darknet .weights file: the download went wrong")
-    if len(start) < 16:
-        raise ValueError(f"{path}: has {len(start)} bytes, expected a header of 16 or 20 and weights after it")
-    version = tuple(int(v) for v in np.frombuffer(start[:12], "<i4"))
+        start = file.read(20)
+    if len(start) < 20:
+        raise ValueError(f"{path}: has {len(start)} bytes, expected a header and weights")
+    version = struct.unpack("<3i", start[:12])
     if not (0 <= version[0] < 100 and 0 <= version[1] < 100):
-        found = ".".join(map(str, version))
-        raise ValueError(f"{path}: starts with version {found}, expected 0.1.0 to 0.2.5: not a Darknet .weights file")
-    wide = version[0] * 10 + version[1] >= 2
-    if wide and len(start) < 20:
-        raise ValueError(f"{path}: has {len(start)} bytes, expected a header of 20 and weights after it")
-    seen = int(np.frombuffer(start[12:20] if wide else start[12:16], "<i8" if wide else "<i4")[0])
-    return version, seen, 20 if wide else 16
+        kinds = (kind for mark, kind in KINDS.items() if start.lstrip().startswith(mark))
+        kind = next(kinds, "of an unknown format").format(path)
+        raise ValueError(f"{path}: is {kind}, expected a Darknet .weights file")
+    seen = _seen_format(version)
+    return version, *struct.unpack_from("<" + seen, start, 12), 12 + struct.calcsize("<" + seen)
 
 
-def _read_body(
-    model: Darknet, path: Path, header: int, groups: Groups, other_classes: bool
-) -> tuple[int | None, tuple[Tensor, ...]]:
-    """(the file's number of classes where it is another than the model's, the values of each group that it holds)"""
-    size = path.stat().st_size - header
-    readings = [] if size % 4 else _readings(model, groups, size // 4)
-    if readings:
-        values = torch.from_numpy(np.fromfile(path, "<f4", offset=header))
-        split = [(classes, values.split(sizes)) for classes, sizes in readings]
-        readings = [(classes, parts) for classes, parts in split if not classes or _variances_hold(groups, parts)]
-    if len(readings) != 1 or (readings[0][0] and not other_classes):
-        raise ValueError(_misfit(model, path, size, groups, [classes for classes, _ in readings]))
-    classes, parts = readings[0]
-    for (layer, _), part in zip(groups, parts, strict=False):
-        if not part.isfinite().all():
-            raise ValueError(f"{path}: holds values in layer {layer} that are no numbers, expected trained weights")
-    return classes, parts
+def _seen_format(version: tuple[int, ...]) -> str:
+    return "q" if version[0] * 10 + version[1] >= 2 else "i"
 
 
-def _readings(model: Darknet, groups: Groups, floats: int) -> list[tuple[int | None, list[int]]]:
-    """How a body may be cut: (None, floats of each group), or where that does not fit (classes, floats of each group)
-    for every other number of classes that makes it end after a group."""
-    own = _floats(groups)
-    ends = list(accumulate(own))
-    if floats in ends:
-        return [(None, own[: ends.index(floats) + 1])]
-    before = {head.index - 1: head.classes for head in model.heads if head.index}
-    if not all(isinstance(model.layers[index], nn.Sequential) for index in before):
-        return []
-    a_class = [
-        size // (5 + before[index]) if index in before else 0 for (index, _), size in zip(groups, own, strict=True)
+PREVIOUS = "previous.pt"  # the checkpoint before last.pt, in the same folder
+KEYS = {
+    "cfg": str, "names": list, "model": dict, "ema": dict | None, "iteration": int, "seen": int
+}  # fmt: skip
+
+
+def save_checkpoint(
+    path: str | Path, state: dict[str, Any], keep: str | Path | None = None
+) -> None:
+    """state: cfg (text), names, model, ema (or None), iteration, seen, and what resuming needs, in
+    tensors and plain values.  keep: where the file that was there before goes."""
+    with replacing(path, keep) as beside, beside.open("wb") as file:
+        try:
+            torch.save(state, file)
+        except RuntimeError as error:  # torch's message of a full disk has neither disk nor file
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Raises ValueError for anything but a checkpoint of this project."""
+    if not is_checkpoint(path):
+        raise ValueError(f"{path}: is no .pt checkpoint, expected one by train.py")
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch reads past a flipped bit
+            if damaged := archive.testzip():
+                raise ValueError(f"the checksum of {damaged} is wrong, the file is damaged")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if wrong := [key for key, kind in KEYS.items() if not isinstance(state.get(key), kind)]:
+            raise ValueError(f"no {', '.join(wrong)} of train.py")
+    except Exception as error:  # whatever a damaged or hostile zip brings
+        reason = str(error).partition("\n")[0][:160] or type(error).__name__
+        raise ValueError(f"{path}: cannot be read as a checkpoint: {reason}") from None
+    return state
+
+
+def last_checkpoint(folder: Path) -> dict[str, Any]:
+    """That of folder/last.pt.  Raises ValueError as `load_checkpoint`, and then names the previous
+    one if that is whole."""
+    try:
+        return load_checkpoint(folder / "last.pt")
+    except ValueError as error:
+        try:
+            iteration = load_checkpoint(folder / PREVIOUS)["iteration"]
+        except (ValueError, OSError):
+            raise error from None
+        offer = f"{folder / PREVIOUS} is whole, of iteration {iteration}: rename it to last.pt"
+        raise ValueError(f"{error}; {offer} to resume from there") from None
+
+
+def load_network(
+    weights: str | Path, cfg: str | Path | None = None, ema: bool = True
+) -> tuple[Darknet, list[str] | None]:
+    """The network of .weights with its cfg, or of a .pt checkpoint (detected from the file's
+    contents), and the class names, None where the file has none.
+
+    ema: take the averaged weights of a checkpoint where it has them.  model.seen: images seen in
+    training.  Raises ValueError for what does not fit, and for .weights of only the first layers.
+    """
+    if not is_checkpoint(weights):
+        if cfg is None:
+            raise ValueError(f"{weights}: a .weights file without its cfg, expected both")
+        model = Darknet.from_cfg(cfg)
+        loaded = load_weights(model, weights)
+        if loaded.layers < loaded.of:
+            raise ValueError(f"{weights}: {loaded.layers} of {loaded.of} layers, expected all")
+        return model, None
+    state = load_checkpoint(weights)
+    model = (
+        Darknet.from_cfg(cfg) if cfg else Darknet(parse_cfg(state["cfg"], f"{weights}, its cfg"))
+    )
+    try:
+        model.load_state_dict((ema and state.get("ema")) or state["model"])
+    except Exception as error:  # of other shapes, or no tensors
+        reason = str(error).splitlines()[-1].strip()[:200]
+        raise ValueError(f"{weights}: does not fit {cfg or 'its cfg'}: {reason}") from None
+    model.seen, model.weights_version = state["seen"], tuple(state.get("version", VERSION))
+    return model, state["names"]
+
+
+def is_checkpoint(weights: str | Path) -> bool:
+    """Whether a file is a .pt checkpoint (a zip), by its content."""
+    with Path(weights).open("rb") as file:
+        return file.read(4) == b"PK\x03\x04"
+
+
+def is_onnx(weights: str | Path) -> bool:
+    """Whether a file is an exported network, by its suffix: the format has no mark."""
+    return Path(weights).suffix.lower() == ".onnx"
+
+
+def holds_cfg(weights: str | Path) -> bool:
+    """Whether a file holds cfg and names itself."""
+    return is_checkpoint(weights) or is_onnx(weights)
+
+
+def check_bytes(cfg: str | Path, weights: str | Path, model: Darknet) -> str:
+    """Reads the file into a fresh network, compares every tensor with the model's, writes it again
+    and compares bytes.  Returns a sentence; raises ValueError for any difference."""
+    again = Darknet.from_cfg(cfg)
+    loaded = load_weights(again, weights)
+    for (layer, name, found), (*_, wanted) in zip(_tensors(again), _tensors(model), strict=True):
+        if layer < loaded.layers and not torch.equal(found, wanted.float().cpu()):
+            raise ValueError(f"{weights}: {name} of layer {layer} differs from the source")
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "copy.weights"
+        save_weights(again, copy, upto=loaded.layers)
+        content = copy.read_bytes()
+    if content != Path(weights).read_bytes():
+        raise ValueError(f"{weights}: has other bytes when it is written again")
+    return (
+        f"{weights}: {loaded}, every value as in the source, the same {len(content):,} bytes again"
+    )
+
+
+def opencv_difference(cfg: str | Path, weights: str | Path, images: Tensor) -> float | None:
+    """The largest difference between our predictions and those of OpenCV's Darknet importer.
+
+    images: (1, 3, h, w) float RGB 0..1 of the cfg's size.  Compared are objectness and boxes
+    relative to the network input.  None where OpenCV (5) has no importer; raises ValueError where
+    it refuses the file.
+    """
+    if not hasattr(cv2.dnn, "readNetFromDarknet"):
+        return None
+    model = Darknet.from_cfg(cfg).eval()
+    load_weights(model, weights)
+    try:
+        net = cv2.dnn.readNetFromDarknet(str(cfg), str(weights))
+        net.setInput(images.numpy())
+        theirs = net.forward([f"yolo_{head.index}" for head in model.heads])
+    except cv2.error as error:
+        raise ValueError(f"{cfg}: OpenCV {cv2.__version__} cannot run it: {error.err}") from None
+    with torch.no_grad():
+        ours = [decode(*each) for each in zip(model(images), model.heads, strict=True)]
+    # OpenCV goes through the cells row by row, and through the anchors of each
+    expected = [
+        torch.cat((each.boxes[0], each.objectness[0, ..., None]), -1).permute(1, 2, 0, 3)
+        for each in ours
     ]
-    found = []
-    for count, end in enumerate(ends, 1):
-        per_class = sum(a_class[:count])
-        more, rest = divmod(floats - end, per_class) if per_class else (0, 1)
-        if not rest and 0 < (classes := model.heads[0].classes + more) <= MOST_CLASSES:
-            found.append((classes, [size + more * each for size, each in zip(own[:count], a_class, strict=False)]))
-    return found
+    expected = torch.cat([each.reshape(-1, 5) for each in expected]).numpy()
+    found = [rows.reshape(-1, rows.shape[-1])[:, :5] for rows in theirs]
+    return largest_difference(np.concatenate(found), expected)
 
 
-def _variances_hold(groups: Groups, parts: tuple[Tensor, ...]) -> bool:
-    """Whether no rolling variance is negative (by more than a denormal, which some real files hold), as many are where
-    a file is cut in the wrong places."""
-    for (_, tensors), part, floats in zip(groups, parts, _floats(groups), strict=False):
-        filters = len(tensors[0])
-        if len(tensors) == 5 and len(part) == floats and (part[3 * filters : 4 * filters] < -1e-6).any():
-            return False
-    return True
-
-
-def _floats(groups: Groups) -> list[int]:
-    return [sum(tensor.numel() for tensor in tensors) for _, tensors in groups]
-
-
-def _misfit(model: Darknet, path: Path, size: int, groups: Groups, classes: list[int]) -> str:
-    """Why a body of `size` bytes does not fit, in one sentence.  classes: what it may be of."""
-    ends = np.cumsum([0, *_floats(groups)])
-    name, floats, expected = model.network.name, size // 4, int(ends[-1])
-    found = f"{path}: holds {floats:,} floats" + (f" and {size % 4} bytes" if size % 4 else "")
-    if classes:
-        return (
-            f"{found}, weights of {' or '.join(map(str, classes))} classes, but {name} has {model.heads[0].classes} "
-            f"classes ({expected:,} floats); take the cfg of the weights, or train from them: `train.py --weights` "
-            "loads all but the heads"
-        )
-    if floats >= expected:
-        return f"{found}, too long for {name}, expected {expected:,}"
-    group = int(np.searchsorted(ends, floats, side="right")) - 1
-    layer, end = groups[group][0], int(ends[group + 1])
-    return f"{found}, cut in layer {layer} of {name}, expected {end:,} up to its end or {expected:,} in all"
+def largest_difference(found: np.ndarray, expected: np.ndarray) -> float:
+    """Of two arrays of one shape, values above 1 relative to themselves.  Equal infinities (boxes
+    of an untrained network) do not differ; NaN differs without bound."""
+    with np.errstate(invalid="ignore"):
+        apart = np.where(found == expected, 0, np.abs(found - expected))
+        apart = apart / np.maximum(1, np.abs(expected))
+    return float(np.nan_to_num(apart, nan=np.inf).max(initial=0))

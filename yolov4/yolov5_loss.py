@@ -1,4 +1,4 @@
-"""The yolov5-style loss: truths matched by the ratio of sides, in neighbouring cells too, and gradients by autograd.
+"""The yolov5-style loss: targets matched by ratio of sides, in neighbouring cells too; autograd.
 Source: the formulas of YOLOv5 as published; CIoU arXiv:1911.08287."""
 
 import math
@@ -8,93 +8,88 @@ import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
-from yolov4.assign import Positives, flat_places
-from yolov4.boxes import box_iou
-from yolov4.decoding import decode_places, head_values
-from yolov4.loss import HeadTerms, LossTerms, some_heads
-from yolov4.overlaps import reduce_rows
-from yolov4.sections import Head, Net
-from yolov4.transfer import sent
+from yolov4.boxes import box_iou, to_device
+from yolov4.cfg import Head, Net
+from yolov4.decoding import by_anchor, decode_boxes
+from yolov4.loss import HeadTerms, LossTerms, flat_indices, reduce_max
 
-MAX_RATIO = 4  # of a side of a truth to that of an anchor, and the other way round: (2 sigmoid)^2 reaches no further
-NOMINAL_BATCH = 64  # the rates of these recipes are for the summed gradient of so many images, however many there are
+MAX_RATIO = 4  # of a target's side to an anchor's, or inverse: (2 sigmoid)^2 reaches no further
+NOMINAL_BATCH = 64  # these recipes' rates are for the summed gradient of 64 images, always
 
 
 class Yolov5Loss:
-    """loss(logits, targets) -> LossTerms, as DarknetLoss; the value is per image, the gradient that of 64 images.
+    """loss(logits, targets) -> LossTerms, as DarknetLoss; value per image, gradient of 64 images.
 
-    logits: one a head, (B, A * (5 + C), h, w), of any float type; computed in float32.
-    targets: (T, 6) image index, class, cx, cy, w, h, relative; any number; impossible classes are passed over; on the
-    host, as for DarknetLoss.
-    Gains are the heads' iou_normalizer, obj_normalizer, cls_normalizer (see recipe.py), smoothing label_smooth_eps;
-    the other keys of Darknet's loss have no effect.
+    logits: one per head, (B, A * (5 + C), h, w), of any float type; computed in float32.
+    targets: (T, 6) image index, class, cx, cy, w, h, relative; impossible classes are passed over.
+    Gains are the heads' iou_normalizer, obj_normalizer, cls_normalizer (see recipe.py), smoothing
+    is label_smooth_eps; other keys of Darknet's loss have no effect.
     """
 
-    def __init__(self, heads: Sequence[Head], net: Net):
-        self.heads = some_heads(heads)
+    def __init__(self, heads: Sequence[Head], net: Net | None = None):
+        self.heads = heads
 
     def __call__(self, logits: Sequence[Tensor], targets: Tensor) -> LossTerms:
         targets = targets.to("cpu", torch.float32)
         with torch.autocast(logits[0].device.type, enabled=False):
-            found = [_head_loss(each, head, targets) for each, head in zip(logits, self.heads, strict=True)]
-        loss = sum(loss for loss, _ in found)
-        return LossTerms(NOMINAL_BATCH * (loss - loss.detach()) + loss.detach(), [terms for _, terms in found])
+            pairs = zip(logits, self.heads, strict=True)
+            terms = [_head_terms(*each, targets) for each in pairs]
+        loss = sum(each.cost for each in terms)
+        total = NOMINAL_BATCH * (loss - loss.detach()) + loss.detach()
+        return LossTerms(total, [HeadTerms(*(term.detach() for term in each)) for each in terms])
 
 
-def match(head: Head, targets: Tensor, grid: tuple[int, int]) -> Positives:
-    """Which predictions of a head answer for which truths: of every anchor with sides less than 4 times longer or
-    shorter, the one in the cell of the truth's centre; where the head reaches so far (scale_x_y >= 2) also those in
-    the nearest cell beside it and the nearest above or below.
+def match(head: Head, targets: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Target assignment: every anchor whose sides are less than 4 times longer or shorter, in the
+    cell of the target's centre; where the head reaches so far (scale_x_y >= 2) also in the nearest
+    cell beside it and the nearest above or below.
 
-    targets (T, 6) with possible classes; grid (rows, columns).
+    targets (T, 6); grid (rows, columns).  Returns (5, n): target, image, anchor, row, column.
     """
-    h, w = grid
-    size = targets.new_tensor((w, h))
-    ratio = targets[:, None, 4:] * size * head.stride / targets.new_tensor(head.anchors)  # (T, A, 2)
-    truth, anchor = (torch.maximum(ratio, 1 / ratio).amax(2) < MAX_RATIO).nonzero(as_tuple=True)
-    chosen = targets[truth]
-    centres = chosen[:, 2:4] * size
-    cells = centres.long().clamp(targets.new_zeros(2).long(), size.long() - 1)  # (n, 2) column, row
+    size = torch.tensor(grid[::-1])
+    ratio = targets[:, None, 4:] * size * head.stride / torch.tensor(head.anchors)  # (T, A, 2)
+    matching = torch.maximum(ratio, 1 / ratio).amax(2) < MAX_RATIO
+    target, anchor = matching.nonzero(as_tuple=True)
+    centres = targets[target, 2:4] * size
+    cells = centres.long().clamp(min=0).minimum(size - 1)  # (n, 2) column, row
     if head.scale_x_y >= 2:
-        steps = torch.where(centres - cells < 0.5, -1, 1)
-        beside, below = steps * steps.new_tensor((1, 0)), steps * steps.new_tensor((0, 1))
-        cells = torch.cat((cells, cells + beside, cells + below))
+        step = torch.where(centres - cells < 0.5, -1, 1)
+        cells = torch.cat([cells + step * torch.tensor(way) for way in ((0, 0), (1, 0), (0, 1))])
         inside = ((cells >= 0) & (cells < size)).all(1)
-        cells, anchor, chosen = cells[inside], anchor.repeat(3)[inside], chosen.repeat(3, 1)[inside]
-    places = (chosen[:, 0].long(), anchor, cells[:, 1], cells[:, 0])
-    return Positives(places, chosen[:, 2:], chosen[:, 1].long())
+        cells, anchor, target = cells[inside], anchor.repeat(3)[inside], target.repeat(3)[inside]
+    return torch.stack((target, targets[target, 0].long(), anchor, cells[:, 1], cells[:, 0]))
 
 
 def prior_biases(head: Head) -> Tensor:
-    """(A * (5 + C),), what the biases before a head start from: some 8 objects in 640 x 640 pixels, classes alike."""
+    """(A * (5 + C),): initial biases before a head, for 8 objects in 640 x 640 pixels."""
     biases = torch.zeros(len(head.anchors), 5 + head.classes)
     biases[:, 4] = math.log(8 / (640 / head.stride) ** 2)
     biases[:, 5:] = math.log(0.6 / (head.classes - 0.99))
     return biases.flatten()
 
 
-def _head_loss(logits: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, HeadTerms]:
+def _head_terms(logits: Tensor, head: Head, targets: Tensor) -> HeadTerms:
+    """Of one head, with gradient; `cost` is its loss."""
     targets = targets[(targets[:, 1] >= 0) & (targets[:, 1] < head.classes)]
-    h, w = logits.shape[2:]
-    values = head_values(logits, head)  # (B, A, h, w, 5 + C)
-    positives = match(head, targets, (h, w)).to(logits.device)
-    answers, count = values[positives.places].float(), max(len(positives.classes), 1)  # (n, 5 + C)
-    boxes = decode_places(answers, positives.places, (w, h), head)
-    boxes = torch.cat((boxes[:, :2], boxes[:, 2:].clamp(min=1e-7)), 1)  # a side that vanished has no aspect
-    # CIoU changes under unequal scaling: cells, not relative
-    cells = sent(torch.tensor((w, h, w, h)), boxes.device)
-    away = 1 - box_iou(boxes * cells, positives.truths * cells, "ciou")  # (n,)
+    device, grid = logits.device, logits.shape[2:]
+    number, *cells = to_device(match(head, targets, grid), device)
+    matched, values = to_device(targets, device)[number], by_anchor(logits, head)
+    answers, count = values[tuple(cells)].float(), max(len(number), 1)  # (n, 5 + C)
+    boxes = decode_boxes(answers, head, grid, cells[1:])
+    boxes = torch.cat((boxes[:, :2], boxes[:, 2:].clamp(min=1e-7)), 1)  # 0 / 0 has no aspect
+    # CIoU changes under unequal scaling: in cells, not relative
+    scale = to_device(torch.tensor((*grid[::-1], *grid[::-1])), device)
+    distance = 1 - box_iou(boxes * scale, matched[:, 2:] * scale, "ciou")  # (n,)
     objectness = boxes.new_zeros(values.shape[:-1])  # (B, A, h, w)
-    places = flat_places(positives.places, objectness.shape)
-    reduce_rows(objectness.view(-1), places, (1 - away.detach()).clamp(min=0), "amax")
-    eps = head.label_smooth_eps
-    own = positives.classes[:, None] == torch.arange(head.classes, device=boxes.device)
-    classes = own * (1 - eps) + eps / 2
-    box_loss = head.iou_normalizer * away.sum() / count
-    other = head.obj_normalizer * binary_cross_entropy_with_logits(values[..., 4].float(), objectness)
+    overlap = (1 - distance.detach()).clamp(min=0)
+    reduce_max(objectness.view(-1), flat_indices(cells, head, grid), overlap)
+    own = matched[:, 1, None] == torch.arange(head.classes, device=device)
+    classes = own * (1 - head.label_smooth_eps) + head.label_smooth_eps / 2
+    box_loss = head.iou_normalizer * distance.sum() / count
+    other = head.obj_normalizer * binary_cross_entropy_with_logits(
+        values[..., 4].float(), objectness
+    )
     class_sum = binary_cross_entropy_with_logits(answers[:, 5:], classes, reduction="sum")
     other = other + head.cls_normalizer * class_sum / (count * head.classes)
-    loss = box_loss + other
-    average_iou = box_iou(boxes.detach(), positives.truths).sum() / count
-    terms = (box_loss, other, loss, average_iou, loss.new_full((), len(positives.classes)), loss)
-    return loss, HeadTerms(*(term.detach() for term in terms))
+    loss, average_iou = box_loss + other, box_iou(boxes, matched[:, 2:]).sum() / count
+    return HeadTerms(box_loss, other, loss, average_iou, loss.new_full((), len(number)), loss)

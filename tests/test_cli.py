@@ -1,0 +1,338 @@
+"""The commands as a user calls them: what they write, their exit codes, what goes wrong.
+Source: golden/detections_real; Darknet's keys of the .json."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import warnings
+
+import cv2
+import numpy as np
+import pytest
+from conftest import ROOT
+from real_detections import REAL_MODELS, photograph, unmatched_detections
+from test_evaluation import CFG, make_sure_model
+from test_video import write_video
+
+from yolov4 import cli
+from yolov4.cfg import read_cfg
+from yolov4.files import Remote
+from yolov4.recipe import Settings
+from yolov4.weights import save_weights
+
+
+@pytest.fixture
+def call(monkeypatch, tmp_path, capsys):
+    """call("detect", *arguments) -> exit code, stdout, stderr; runs in tmp_path."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(command: str, *arguments) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["yolov4", command, *map(str, arguments)])
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as error:
+            code = error.code
+        return code, *capsys.readouterr()
+
+    return run
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Weights that find class 0 in the middle half of everything, beside their cfg and names."""
+    folder = tmp_path / "runs" / "x"
+    save_weights(make_sure_model(), folder / "x_best.weights", seen=0)
+    (folder / "x.cfg").write_text(CFG)
+    (folder / "x.names").write_text("cat\ndog\n")
+    return folder / "x_best.weights"
+
+
+@pytest.fixture
+def run_folder(weights, tmp_path):
+    """A run with ten validation images, each with a cat where the weights find it."""
+    for number in range(10):
+        picture(tmp_path / "images" / f"{number}.png")
+        (tmp_path / "images" / f"{number}.txt").write_text("0 .5 .5 .5 .5\n")
+    (tmp_path / "valid.txt").write_text("".join(f"images/{number}.png\n" for number in range(10)))
+    settings = {"cfg": "x.cfg", "valid": str(tmp_path / "valid.txt"), "difficult": None}
+    (weights.parent / "settings.json").write_text(json.dumps(settings))
+    return weights.parent
+
+
+def picture(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.full((60, 80, 3), 90, np.uint8))
+    return path
+
+
+def greys(path) -> list[float]:
+    """Each frame's grey, in levels of 6: the numbers of the frames that `write_video` wrote."""
+    capture, found = cv2.VideoCapture(str(path)), []
+    while (frame := capture.read())[0]:
+        found.append(frame[1][-4:, -4:].mean() / 6)
+    return found
+
+
+def frame_ids(path) -> list[int]:
+    return [frame["frame_id"] for frame in json.loads(path.read_text())]
+
+
+COMMANDS = "train val detect convert export anchors labels cfg"
+
+
+@pytest.mark.parametrize("command", COMMANDS.split())
+def test_help_imports_no_slow_library(command):
+    program = f"import sys; from yolov4 import cli; sys.argv = ['yolov4', '{command}', '--help']\n"
+    program += "try: cli.main()\nexcept SystemExit: print(*sys.modules)"
+    out = subprocess.check_output([sys.executable, "-c", program], cwd=ROOT, text=True)
+    assert f"usage: yolov4 {command}" in out
+    assert not {"torch", "cv2", "numpy", "matplotlib"} & set(out.split())
+
+
+@pytest.mark.parametrize("script", ["train", "val", "detect", "cvt2darknet", "export"])
+def test_scripts_name_themselves(script, tmp_path):
+    command_line = [sys.executable, ROOT / f"{script}.py", "--cfg", "gone.cfg", "--runs", "gone"]
+    done = subprocess.run(command_line, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"{script}.py: ") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("arguments", [
+    "detect --weights x.weights", "val --weights x.weights", "detect a.png --every 0",
+    "val --coco-results x.json", "train --epochs 3 --max-batches 3", "train --epoch-count 3",
+    "train --policy cosine", "train --resume --batch 3", "anchors list.txt", "nothing", "cfg",
+    "cfg shapes --all x", "cfg shapes --classes 2 --names x", "anchors list.txt --size 416",
+])  # fmt: skip
+def test_usage_errors(call, arguments):
+    code, _, err = call(*arguments.split())
+    assert code == 2 and err.startswith("usage: yolov4")
+
+
+def test_warnings_and_ctrl_c_are_one_line(call, monkeypatch):
+    def interrupted(_):
+        warnings.warn("mind the gap", stacklevel=1)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "read_data", interrupted)
+    assert call("train") == (130, "", "yolov4 train: mind the gap\nyolov4 train: interrupted\n")
+
+
+def test_an_image_is_drawn_saved_and_described(call, weights, tmp_path):
+    source = picture(tmp_path / "a.png")
+    code, out, _ = call("detect", source, "--weights", weights, "--save-txt", "--json", "o.json")
+    assert code == 0 and "x.cfg" in out and "cat: 100%" in out
+    assert cv2.imread("runs/detect/a.jpg").std() > 1
+    label, *box = (tmp_path / "runs/detect/labels/a.txt").read_text().split()
+    assert label == "0" and [float(value) for value in box] == pytest.approx([0.5] * 4, abs=1e-5)
+    (frame,) = json.loads((tmp_path / "o.json").read_text())
+    assert (frame["frame_id"], frame["objects"][0]["name"]) == (1, "cat")
+
+
+def test_unreadable_sources_are_named_and_skipped(call, weights, tmp_path):
+    for name in ("bad.jpg", "bad.mp4"):
+        (tmp_path / name).write_text("nothing")
+    cut = write_video(tmp_path / "cut.avi", 40)
+    os.truncate(cut, cut.stat().st_size // 2)
+    good = [picture(tmp_path / "in" / f"{number}.png") for number in range(3)]
+    sources = ["bad.jpg", good[0], "bad.mp4", *good[1:], "gone.jpg", "cut.avi"]
+    arguments = ("--weights", weights, "--out", "out", "--json", "o.json", "--batch", 2)
+    code, out, err = call("detect", *sources, *arguments)
+    assert code == 1 and err.count("\n") == 4
+    assert all(name in err for name in ("bad.jpg", "bad.mp4", "gone.jpg"))
+    assert {path.stem for path in (tmp_path / "out").iterdir()} == {"0", "1", "2", "cut"}
+    kept = len(greys(tmp_path / "out/cut.mp4"))
+    assert 5 < kept < 35 and f"{kept} frames" in out
+    assert frame_ids(tmp_path / "o.json") == [1, 2, 3, *range(1, kept + 1)]
+
+
+@pytest.mark.parametrize("every", [1, 4])
+def test_a_video_lasts_as_long(call, weights, tmp_path, every):
+    source, wanted = write_video(tmp_path / "v.mp4", 30), list(range(1, 31, every))
+    arguments = ("--weights", weights, "--out", "out", "--json", "o.json", "--every", every)
+    code, out, _ = call("detect", source, *arguments, "--save-txt", "--batch", 3)
+    assert code == 0 and f"{len(wanted)} frames" in out
+    assert greys(tmp_path / "out/v.mp4") == pytest.approx(wanted, abs=1.5)
+    assert cv2.VideoCapture(str(tmp_path / "out/v.mp4")).get(cv2.CAP_PROP_FPS) == 10 / every
+    assert frame_ids(tmp_path / "o.json") == wanted
+    names = {path.stem for path in (tmp_path / "out/labels").iterdir()}
+    assert names == {f"v_{number:06}" for number in wanted}
+
+
+@pytest.mark.parametrize("source", ["in", "v.avi"])
+def test_q_closes_the_window_and_ends_the_call(call, weights, tmp_path, monkeypatch, source):
+    for number in range(3):
+        picture(tmp_path / "in" / f"{number}.png")
+    write_video(tmp_path / "v.avi", 4)
+    keys = iter([ord("x"), ord("q")])
+    monkeypatch.setattr(cv2, "imshow", lambda *_: None)
+    monkeypatch.setattr(cv2, "waitKey", lambda _: next(keys))
+    arguments = ("--weights", weights, "--show", "--json", "o.json")
+    assert call("detect", source, "in", *arguments)[0] == 0
+    assert frame_ids(tmp_path / "o.json") == [1, 2]
+
+
+def test_a_full_disk_ends_the_call_with_one_line(call, weights, tmp_path):
+    sources = [picture(tmp_path / "in" / f"{number}.png") for number in range(4)]
+    (tmp_path / "out" / "1.jpg").mkdir(parents=True)
+    arguments = ("--weights", weights, "--out", "out", "--json", "o.json")
+    code, out, err = call("detect", *sources, *arguments)
+    assert code == 1 and err.count("\n") == 1 and "1.jpg" in err and "0.png: cat" in out
+    assert json.loads((tmp_path / "o.json").read_text())[0]["filename"] == str(sources[0])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
+def test_ctrl_c_keeps_the_video_up_to_there(weights, tmp_path):
+    source, out = write_video(tmp_path / "v.avi", 3000), tmp_path / "o.json"
+    files = ("in", "--weights", weights, "--json", out)
+    process = subprocess.Popen(
+        [sys.executable, ROOT / "detect.py", source, *files],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while process.poll() is None and not (out.exists() and out.stat().st_size):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    printed, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and errors == "" and "frames  (" in printed
+    written, numbers = len(greys(tmp_path / "runs/detect/v.mp4")), frame_ids(out)
+    assert numbers == list(range(1, len(numbers) + 1)) and len(numbers) < 3000
+    assert written in (len(numbers), len(numbers) - 1)  # stopped between the two
+
+
+@pytest.mark.parametrize("model", REAL_MODELS, ids=lambda model: model.folder)
+def test_real_photographs_as_darknet(call, shared, golden, tmp_path, model):
+    cfg, weights = model.files(shared)
+    wanted = golden(model.detections)
+    sources = [photograph(shared, each["image"]) for each in wanted]
+    files = ("--cfg", cfg, "--weights", weights, "--out", "out", "--json", "o.json")
+    code, _, err = call("detect", *sources, *files, "--thresh", 0.05)
+    assert code == 0, err
+    frames = json.loads((tmp_path / "o.json").read_text())
+    for each, frame in zip(wanted, frames, strict=True):
+        assert unmatched_detections(model, each, frame["objects"]) == [], frame["filename"]
+
+
+def test_without_arguments_the_newest_run(call, run_folder, tmp_path):
+    code, out, _ = call("detect", "--half", "bf16")
+    assert code == 0 and "x_best.weights" in out and out.count("cat: 100%") == 8
+    code, out, _ = call("val", "--json", "result.json", "--report", "report")
+    assert code == 0 and "x_best.weights" in out and "valid.txt" in out and "mAP@0.50" in out
+    assert "VOC devkit" not in out and (tmp_path / "report/report.html").exists()
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert (result["map"], result["classes"][0]["name"], result["images"]) == (0.5, "cat", 10)
+
+
+def test_val_reads_data_files(call, run_folder, tmp_path):
+    (tmp_path / "x.data").write_text("classes=2\nvalid = valid.txt\nnames = my.names\n")
+    (tmp_path / "my.names").write_text("lion\nwolf\n")
+    files = ("--data", "x.data", "--weights", run_folder / "x_best.weights")
+    code, out, _ = call("val", *files, "--points", 11, "--iou-thresh", 0.75)
+    assert code == 0 and "11 recall points" in out and "lion" in out
+    code, out, _ = call("val", *files, "--difficult", "valid.txt")
+    assert code == 0 and "VOC devkit" in out and "COCO" not in out
+    (tmp_path / "x.data").write_text("classes=2\n")
+    code, _, err = call("val", *files)
+    assert code == 1 and "x.data: " in err and err.count("\n") == 1
+
+
+def test_val_gives_all_protocols_from_one_pass(call, run_folder, tmp_path, monkeypatch):
+    protocols = ("--protocols", "darknet", "voc", "coco")
+    code, out, _ = call("val", *protocols, "--json", "all.json", "--coco-results", "sent.json")
+    assert code == 0 and "darknet detector map: IoU > 0.5" in out
+    result = json.loads((tmp_path / "all.json").read_text())
+    figures = result["map"], result["voc"]["map10"], result["coco"]["AP50"]
+    assert figures == (0.5, 1.0, pytest.approx(1))
+    sent = json.loads((tmp_path / "sent.json").read_text())
+    assert [(each["image_id"], each["category_id"]) for each in sent] == [(n, 1) for n in range(10)]
+    middle = pytest.approx([20, 15, 40, 30], abs=0.01)  # the middle half of 80 x 60
+    assert all(each["bbox"] == middle for each in sent)
+    monkeypatch.setattr("yolov4.evaluation.collect", None)  # is checked before the pass
+    code, _, err = call("val", "--protocols", "coco", "--coco-json", "gone.json")
+    assert code == 1 and "gone.json" in err and err.count("\n") == 1
+
+
+def started(call, monkeypatch, *flags) -> Settings:
+    """The settings with which `train` would start a run."""
+    runs = []
+    monkeypatch.setattr("yolov4.training.Training", lambda *each: runs.append(each) or 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        call("train", *flags)
+    return runs[0][0]
+
+
+def test_flags_override_the_recipe_which_overrides_defaults(call, monkeypatch, tmp_path):
+    (tmp_path / "x.data").write_text("train=list.txt\nnames=x.names\n")
+    flags = "data=x.data\ncfg=a_b.cfg\nepochs=3\nlearning_rate=0.5\nbatch=8\nweights=w.weights\n"
+    (tmp_path / "my.recipe").write_text(f"[train]\n{flags}")
+    found = started(call, monkeypatch, "--recipe", "my.recipe", "--batch", 4, "--seed", 0)
+    assert (found.cfg, found.data, found.epochs, found.batch) == ("a_b.cfg", "x.data", 3, 4)
+    assert (found.learning_rate, found.weights, found.seed) == (0.5, "w.weights", 0)
+    more = ("--max-batches", 9, "--cfg", "c.cfg", "--ema", "--workers", 0)
+    found = started(call, monkeypatch, "--recipe", "my.recipe", *more)
+    assert (found.epochs, found.max_batches, found.cfg, found.weights) == (None, 9, "c.cfg", None)
+    assert (found.ema, found.workers, found.loss, found.amp) == (0.9999, 0, "darknet", "off")
+
+
+def test_resume_takes_the_settings_of_the_run(call, monkeypatch, run_folder):
+    (run_folder / "last.pt").touch()
+    old = {"cfg": "x.cfg", "train": "l.txt", "names": "x.names", "batch": 8, "workers": 3}
+    (run_folder / "settings.json").write_text(json.dumps(old))
+    found = started(call, monkeypatch, "--resume", "--workers", 0)
+    assert (found.cfg, found.batch, found.workers) == ("x.cfg", 8, 0)
+
+
+def test_missing_files_are_listed_with_the_commands_that_make_them(call, monkeypatch, tmp_path):
+    (tmp_path / "cfg").mkdir()
+    (tmp_path / "cfg/voc.data").write_text("train=gone.txt\nnames=x.names\n")
+    code, _, err = call("train")
+    assert code == 1 and "voc_label.py" in err and "yolov4.conv.137 is missing: --download" in err
+    remote, brought = Remote(("http://x/a.conv.1",), 5), []
+    monkeypatch.setattr(cli, "PRETRAINED", {"a.conv.1": remote})
+    monkeypatch.setattr(cli, "download", lambda *each: brought.append(each))
+    (tmp_path / "x.data").write_text("train=gone.txt\nnames=x.names\n")
+    flags = ("--data", "x.data", "--weights", "a.conv.1", "--download")
+    started(call, monkeypatch, *flags)
+    assert brought == [(remote, "a.conv.1")]
+    monkeypatch.setenv("WORLD_SIZE", "2")  # several processes must not download one file
+    code, _, err = call("train", *flags)
+    assert code == 1 and "a.conv.1 is missing: download it first without torchrun" in err
+    assert len(brought) == 1
+
+
+def test_cfg_writes_and_prints_networks(call, tmp_path):
+    (tmp_path / "my.names").write_text("a\nb\nc\n")
+    sizes = "4,5, 6,7, 8,9, 10,11, 12,13, 14,15.5"
+    flags = ("--names", "my.names", "--width", 64, "--max-batches", 100, "--anchors", sizes)
+    assert call("cfg", "yolov4-tiny", *flags, "--out", "my.cfg")[0] == 0
+    network = read_cfg(tmp_path / "my.cfg")
+    assert (network.net.width, network.net.max_batches, network.net.steps) == (64, 100, (80, 90))
+    assert network.sections[-1].classes == 3 and network.sections[-1].anchors[-1] == (14, 15.5)
+    text = (tmp_path / "my.cfg").read_text()
+    assert "yolov4-tiny --names my.names --width 64" in text.splitlines()[0]
+    assert call("cfg", "yolov4-tiny", *flags)[1].endswith(text.partition("\n")[2])
+    assert "38 layers" in call("cfg", "my.cfg")[1]
+    assert call("cfg", "--all", ".")[0] == 0 and (tmp_path / "yolov4.cfg").exists()
+
+
+def test_anchors_are_fitted_written_and_plotted(call, run_folder, tmp_path):
+    files = ("--cfg", run_folder / "x.cfg", "--out", "new.cfg", "--plot", "data.png")
+    (tmp_path / "images/9.txt").write_text("0 .5 .5 .25 .5\n")
+    code, out, err = call("anchors", "valid.txt", *files)
+    assert code == 0 and "anchors = 8,16, 16,16" in out, err
+    assert read_cfg(tmp_path / "new.cfg").sections[-1].anchors == ((8, 16), (16, 16))
+    assert (tmp_path / "data.png").exists()
+
+
+def test_labels_of_voc_and_coco_are_told_apart(call, shared, tmp_path):
+    code, out, _ = call("labels", shared / "datasets/voc2012_100", "--out", "voc")
+    assert code == 0 and (tmp_path / "voc/2012_trainval.txt").exists() and "boxes" in out
+    picture(tmp_path / "a.jpg")
+    image = {"id": 3, "file_name": "a.jpg", "width": 80, "height": 60}
+    box = {"image_id": 3, "category_id": 5, "bbox": [0, 0, 40, 30]}
+    parts = {"images": [image], "annotations": [box], "categories": [{"id": 5, "name": "cat"}]}
+    (tmp_path / "my.json").write_text(json.dumps(parts))
+    assert call("labels", "my.json", "--images", ".", "--out", "coco")[0] == 0
+    assert (tmp_path / "coco/my/labels/a.txt").read_text() == "0 0.25 0.25 0.5 0.5\n"

@@ -1,0 +1,144 @@
+"""Downloads from a server on 127.0.0.1 that cuts connections and sends other files."""
+
+import hashlib
+import random
+import re
+import shutil
+import threading
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+from conftest import ROOT
+
+from yolov4.cfg import read_cfg
+from yolov4.files import PRETRAINED, Remote, download
+from yolov4.graph import plan_layers
+
+CONTENT = random.Random(0).randbytes(502_000)
+MD5 = hashlib.md5(CONTENT).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Gives `files` by name; each entry of `cuts` ends a connection after so many bytes."""
+
+    def __init__(self, files, asked, cuts, *arguments):
+        self.files, self.asked, self.cuts = files, asked, cuts
+        super().__init__(*arguments)
+
+    def do_GET(self):
+        asked, name = self.headers["Range"], self.path[1:]
+        self.asked.append((name, asked))
+        start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked else 0
+        body = self.files.get(name, b"")[start:]
+        self.send_response(404 if name not in self.files else 206 if asked else 200)
+        if asked:
+            end = len(self.files.get(name, b""))
+            self.send_header("Content-Range", f"bytes {start}-{end - 1}/{end}")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body[: self.cuts.pop(0) if self.cuts else None])
+
+    def log_message(self, *_):
+        pass
+
+
+class Server:
+    def __init__(self):
+        self.files, self.asked, self.cuts = {"file.bin": CONTENT}, [], []
+        handler = partial(Handler, self.files, self.asked, self.cuts)
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.http.daemon_threads = True
+        threading.Thread(target=self.http.serve_forever, args=(0.01,), daemon=True).start()
+        self.address = f"http://127.0.0.1:{self.http.server_port}/"
+
+    def remote(self, *names, md5=MD5):
+        urls = tuple(self.address + name for name in names or ("file.bin",))
+        return Remote(urls, len(CONTENT), md5)
+
+
+@pytest.fixture
+def server():
+    if not shutil.which("curl"):
+        pytest.skip("needs curl")
+    server = Server()
+    yield server
+    server.http.shutdown()
+    server.http.server_close()
+
+
+def names_in(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_whole_file_takes_its_place_and_is_not_downloaded_again(server, tmp_path):
+    path = tmp_path / "new folder" / "x.bin"
+    for _ in range(2):
+        assert download(server.remote(), path).read_bytes() == CONTENT
+    assert server.asked == [("file.bin", None)] and names_in(path.parent) == ["x.bin"]
+
+
+def test_a_connection_cut_twice_is_resumed(server, tmp_path):
+    server.cuts += [100_000, 200_000]
+    assert download(server.remote(), tmp_path / "x").read_bytes() == CONTENT
+    assert [asked for _, asked in server.asked] == [None, "bytes=100000-", "bytes=300000-"]
+
+
+def test_what_came_waits_for_the_next_call_and_for_a_mirror(server, tmp_path):
+    server.cuts += [100_000, 0]
+    with pytest.raises(ValueError, match=r"file\.bin: curl exit code 18, found 100,000 bytes"):
+        download(server.remote(), tmp_path / "x")
+    assert names_in(tmp_path) == ["x.part"]
+    mirrored = server.remote("gone.bin", "file.bin")
+    assert download(mirrored, tmp_path / "x").read_bytes() == CONTENT
+    assert server.asked[2:] == [("gone.bin", "bytes=100000-"), ("file.bin", "bytes=100000-")]
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        (b"<!DOCTYPE html><title>Sign in</title>", "found 37 bytes, expected 502,000"),
+        (CONTENT + b"x", "found 502,001 bytes, expected 502,000"),
+        (b"y" * len(CONTENT), f"found MD5 [0-9a-f]+, expected {MD5}"),
+        (None, "curl exit code 22"),
+    ],
+    ids=["HTML", "longer", "MD5", "404"],
+)
+def test_another_file_is_refused_with_the_command_to_do_it_by_hand(
+    server, tmp_path, content, found
+):
+    del server.files["file.bin"]
+    if content:
+        server.files["file.bin"] = content
+    with pytest.raises(ValueError, match=found) as caught:
+        download(server.remote(), tmp_path / "x")
+    by_hand = f"curl -L --create-dirs -o {tmp_path}/x {server.address}file.bin"
+    assert by_hand in str(caught.value).splitlines()[-1] and not names_in(tmp_path)
+
+
+def test_a_part_of_another_file_is_found_by_the_checksum(server, tmp_path):
+    (tmp_path / "x.part").write_bytes(b"other" * 1000)
+    with pytest.raises(ValueError, match="found MD5"):
+        download(server.remote(), tmp_path / "x")
+    assert download(server.remote(), tmp_path / "x").read_bytes() == CONTENT
+
+
+def test_another_file_in_the_place_is_not_overwritten(server, tmp_path):
+    (tmp_path / "x").write_bytes(b"mine")
+    with pytest.raises(ValueError, match=r"x: found 4 bytes, expected 502,000; remove it"):
+        download(server.remote(), tmp_path / "x")
+    assert (tmp_path / "x").read_bytes() == b"mine" and not server.asked
+
+
+def test_without_curl_the_error_says_so(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(ValueError, match=r"found no curl.*\n  curl -L .*x https://github"):
+        download(PRETRAINED["yolov4.conv.137"], tmp_path / "x")
+
+
+@pytest.mark.parametrize("name", PRETRAINED)
+def test_known_sizes_are_those_of_the_first_layers(name):
+    cfg, _, count = name.split(".")
+    layers = plan_layers(read_cfg(ROOT / f"cfg/{cfg}.cfg"))[: int(count)]
+    assert PRETRAINED[name].size == 20 + 4 * sum(layer.parameters for layer in layers)
+    assert PRETRAINED[name].urls[0].endswith(f"/{name}")

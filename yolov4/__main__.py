@@ -1,0 +1,5 @@
+"""`python -m yolov4 COMMAND ...`: the commands of `cli`."""
+
+from yolov4.cli import main
+
+main()

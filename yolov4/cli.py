@@ -1,0 +1,744 @@
+"""The commands train, val, detect, convert, export, anchors, labels, cfg: options, files, printing.
+Source: Darknet's src/detector.c (train, map, test, demo, calc_anchors)."""
+
+import argparse
+import json
+import os
+import re
+import shlex
+import sys
+import warnings
+from argparse import BooleanOptionalAction
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager, suppress
+from functools import partial
+from itertools import count, groupby, tee
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+from tqdm import tqdm
+
+from yolov4.cfg import Net, format_cfg, names_of_classes, parse_cfg, read_cfg, read_data, read_names
+from yolov4.files import PRETRAINED, download, replacing
+from yolov4.networks import PRESETS, cfg_text, project_files
+from yolov4.recipe import Settings, read_recipe
+
+# A command imports the rest after parsing: torch takes seconds, and --help does not need it.
+
+CFG, DATA, WEIGHTS = "cfg/yolov4-voc.cfg", "cfg/voc.data", "pretrain/yolov4.conv.137"
+MADE_BY = {  # how to make the lists of the project's own .data files
+    DATA: "`python data/voc0712/voc_label.py VOCDEVKIT --out data/voc0712` makes it; with "
+    "--download it downloads VOC 2007 and 2012 too",
+    "cfg/coco.data": "`python data/coco/coco_label.py COCO` makes it from a folder with "
+    "annotations, train2017, val2017",
+    "cfg/shapes.data": "`python data/shapes/make_shapes.py` draws it and prints the next commands",
+}
+MACHINE = {"device", "workers", "cache"}  # settings that may change when a run is resumed
+SHOWN = 8  # images of the validation list that detect takes without arguments
+OPENCV_LIMIT = 5e-3  # OpenCV rounds convolutions differently; wrong weights are off by far more
+
+
+def say(line: str) -> None:
+    """Prints above the progress bar, and at once where the output is a file."""
+    tqdm.write(line)
+    sys.stdout.flush()
+
+
+def write(path: str | Path, text: str) -> None:
+    with replacing(path) as part:
+        part.write_text(text, encoding="utf-8", newline="\n")
+
+
+def complain(message, *_) -> None:
+    """One line on stderr, above the progress bar."""
+    tqdm.write(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Warnings, ValueError and OSError as one line on stderr; exit code 1, or 130 for Ctrl-C."""
+    warnings.showwarning = complain
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        file = getattr(error, "filename", None)
+        complain(f"{file}: {error.strerror}" if file else error)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        complain("interrupted")
+        sys.exit(130)
+
+
+def positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def network_size(text: str) -> tuple[int, int]:
+    width, height = map(positive, text.lower().split("x"))
+    return width, height
+
+
+KINDS = {"INT": int, "FLOAT": float, "COUNT": positive, "SIZE": network_size}  # others are text
+POLICIES = "|".join(get_args(get_type_hints(Net)["policy"]))
+
+DEVICE = """
+--device NAME        cuda, cuda:1, mps, cpu (default: cuda, else mps, else cpu)
+"""
+INFERENCE = f"""{DEVICE}
+--half bf16|fp16     half precision: faster on a GPU and on some CPUs
+--compile            torch.compile: one more minute before the first image
+--[no-]letter-box    keep the aspect ratio (default: the cfg's)
+--batch COUNT        images at a time (default: 8 on a GPU, else 1)
+"""
+RUNS = """
+--runs FOLDER=runs   where the runs are
+"""
+FILES = f"""{RUNS}
+--cfg FILE           default: the .cfg beside the weights
+--names FILE         default: the .names beside the weights, else class numbers
+"""
+
+
+ROW = r"^(\S+)(?: (([^\s=?*+]+)(?:=([^\s?*+]+))?)([?*+]?))?  +(.+(?:\n +.+)*)"  # of a table
+
+
+def new_parser(command: Callable, *tables: str) -> argparse.ArgumentParser:
+    """A parser with the options of the tables; its description is the command's docstring.
+
+    A table is the title of a group, or nothing, and rows `--flag KIND=DEFAULT  help`.  `a|b` are
+    choices, no KIND is a switch, [no-] one with its opposite; * and + take several values;
+    `KIND=VALUE?` is VALUE for the flag alone.
+    """
+    parser = argparse.ArgumentParser(Path(sys.argv[0]).name, description=command.__doc__)
+    for title, rows in (table.split("\n", 1) for table in tables):
+        group = parser.add_argument_group(title) if title else parser
+        for flag, kind, name, value, nargs, text in re.findall(ROW, rows, re.M):
+            if not kind:
+                action = BooleanOptionalAction if "[no-]" in flag else "store_true"
+                flag = flag.replace("[no-]", "")
+                group.add_argument(flag, action=action, default=None, help=text)
+                continue
+            options = {"const": value} if nargs == "?" else {"default": value or None}
+            options["choices"] = name.split("|") if "|" in name else None
+            options |= {"type": KINDS.get(name), "nargs": nargs or None, "help": text}
+            group.add_argument(flag, metavar=kind, **options)
+    return parser
+
+
+TRAIN = (
+    f"""files{RUNS}
+--data FILE          Darknet's .data file (default: {DATA})
+--cfg FILE           the network and its recipe (default: {CFG})
+--weights FILE       .weights to start from, whole or partial
+                     (default: {WEIGHTS} without --cfg, else none)
+--recipe NAME        a file of flags and keys, or NAME of cfg/NAME.recipe; command-line flags
+                     override it
+--download           download pretrained weights if missing: {", ".join(PRETRAINED)}
+--clear              start at iteration 0 whatever the weights have seen
+--freeze INT         so many first layers keep their weights
+--name NAME          the run's folder in --runs (default: the recipe's or the cfg's name)
+--resume RUN?        resume a run (default: the newest)
+""",
+    f"""instead of the cfg's
+--batch INT          images of one update, summed over all processes; the learning rate is for one
+                     update
+--subdivisions INT   mini-batches of one update: more need less memory
+--max-batches INT    iterations
+--epochs FLOAT       the same, in passes over the images
+--learning-rate FLOAT  of one update
+--policy {POLICIES}  of the learning rate; onecycle: half a cosine after burn-in
+--loss darknet|yolov5  yolov5: targets assigned by the ratio of sides, autograd; heads and cfg are
+                     changed to fit (default: darknet)
+--width INT          of the network input, pixels
+--height INT         of the network input, pixels
+--ema FLOAT=0.9999?  decay of an exponential moving average of the weights (default: none)
+""",
+    f"""running{DEVICE}
+--amp off|bf16|fp16  mixed precision (default: off)
+--sync-bn            with torchrun: batch normalisation over the mini-batches of all processes
+--workers INT        processes that prepare images (default: one per core, 8 at most)
+--cache FLOAT        GB of memory for decoded images, shared by the workers (default: none; with
+                     torchrun each process has its own)
+--seed INT           of weights and augmentation (default: 0)
+--deterministic      the same weights from the same seed on a GPU too, but slower
+--eval-every INT     iterations between evaluations, 0: only at the end (default: 4 epochs and at
+                     least 100 iterations, after burn-in, as Darknet)
+--save-every INT     iterations between checkpoints (default: 100)
+--tensorboard        write TensorBoard events into the run's folder
+--patience INT       stop after so many evaluations without a better mAP
+""",
+)
+
+
+@one_line_errors()
+def train() -> None:
+    """Trains a network. Without flags: cfg/yolov4-voc.cfg on cfg/voc.data from
+    pretrain/yolov4.conv.137 with Darknet's loss. The cfg holds where no flag and no recipe says
+    otherwise."""
+    parser = new_parser(train, *TRAIN)
+    known = parser.parse_known_args()[0]
+    recipe = read_recipe(known.recipe).train if known.recipe else {}
+    overridden = {"epochs": known.max_batches, "weights": known.cfg}
+    words = (
+        f"--{key.replace('_', '-')}={value}"
+        for key, value in recipe.items()
+        if not overridden.get(key)
+    )
+    given = parser.parse_args([*words, *sys.argv[1:]])
+    if given.epochs and given.max_batches:
+        parser.error("--epochs and --max-batches exclude each other")
+    flags = {key: value for key, value in vars(given).items() if value is not None}
+    resume = "resume" in flags
+    if resume and (wrong := flags.keys() - MACHINE - {"resume", "runs", "name"}):
+        flag = min(wrong).replace("_", "-")
+        parser.error(f"--resume keeps the settings of the run, expected no --{flag} with it")
+
+    from yolov4 import data, runs, training
+
+    if resume:
+        folder = runs.run_folder(given.runs, given.resume or given.name)
+        old = runs.run_settings(folder)
+        settings = Settings(**old | {key: flags[key] for key in MACHINE & flags.keys()})
+    else:
+        settings = new_settings(flags)
+        stem = Path(settings.recipe or settings.cfg).stem
+        folder = runs.new_run_folder(given.runs, given.name or stem)
+    data.keep_freed_memory()
+    run = training.Training(settings, folder, resume, say)
+    run.run()
+    weights = f"{folder.name}_last.weights, {folder.name}_best.weights"
+    run.say(f"{folder}: chart.png, results.csv, {weights}, last.pt")
+
+
+def new_settings(flags: dict) -> Settings:
+    """Settings of a new run; names the missing files and the commands that make them."""
+    source, weights = flags.get("data", DATA), None if "cfg" in flags else WEIGHTS
+    weights, data, missing = flags.get("weights", weights), read_data(source), []
+    if not {"train", "names"} <= data.keys():
+        raise ValueError(f"{source}: expected train = LIST and names = FILE")
+    if source in MADE_BY and not Path(data["train"]).exists():
+        missing.append(f"{data['train']} is missing: {MADE_BY[source]}")
+    remote = PRETRAINED.get(Path(weights or "").name)
+    if remote and not Path(weights).exists():
+        several = "WORLD_SIZE" in os.environ  # processes, which must not download one file at once
+        if "download" in flags and not several:
+            download(remote, weights)
+        else:
+            how = "download it first without torchrun" if several else "--download downloads it"
+            missing.append(f"{weights} is missing: {how}, or by hand\n{remote.by_hand(weights)}")
+    if missing:
+        raise ValueError("\n".join(missing))
+    given = {"cfg": CFG, "workers": min(8, os.cpu_count() or 1), **flags}
+    given |= {key: data.get(key) for key in ("train", "valid", "names", "difficult")}
+    given |= {"data": source, "weights": weights}
+    return Settings(**{key: given[key] for key in get_type_hints(Settings).keys() & given})
+
+
+def find_files(given, **options):
+    """The NetworkFiles of --weights, --cfg, --names, --runs."""
+    from yolov4.runs import network_files
+
+    return network_files(given.weights, given.cfg, given.names, given.runs, **options)
+
+
+def make_detector(given, files):
+    """The Detector that the options of INFERENCE ask for."""
+    from yolov4.data import keep_freed_memory
+    from yolov4.detector import Detector
+
+    keep_freed_memory()
+    options = given.device, given.letter_box, given.compile, given.half
+    return Detector(files.cfg, files.weights, files.names, *options)
+
+
+VAL = """
+--weights FILE       .weights or a .pt checkpoint (default: the newest run's)
+--data FILE          Darknet's .data file: its valid, names, difficult
+--images LIST        list of images, one per line
+--difficult LIST     list whose labels are the difficult objects
+--iou-thresh FLOAT=0.5  Darknet's
+--points 0|11|101=0  Darknet's recall points; 0: area under the curve
+--protocols darknet|voc|coco+  default: darknet, and voc where there is VOC XML or a list of
+                     difficult objects
+--coco-json FILE     COCO's ground truth (default: the label files)
+--coco-results FILE  write the detections there, for COCO's server
+--report FOLDER      write tables, curves, the worst images, report.html there
+--json FILE          write the result there too
+"""
+
+
+@one_line_errors()
+def val() -> None:
+    """mAP, precision, recall, F1 and average IoU as `darknet detector map` counts them; VOC's and
+    COCO's figures from the same pass. Without arguments: the newest run's best weights on its
+    validation list."""
+    parser = new_parser(val, VAL, FILES, INFERENCE)
+    given = parser.parse_args()
+    if given.weights and not (given.data or given.images):
+        parser.error("--weights without images to evaluate on: give --data or --images")
+    protocols = given.protocols or ()
+    if (given.coco_json or given.coco_results) and "coco" not in protocols:
+        parser.error("--coco-json, --coco-results without coco: give --protocols coco")
+
+    from yolov4 import report, runs
+    from yolov4.evaluation import collect
+    from yolov4.protocols import check, measure, to_json
+
+    data = read_data(given.data) if given.data else {}
+    images = given.images or data.get("valid")
+    if given.data and not images:
+        raise ValueError(f"{given.data}: expected valid = LIST")
+    given.names = given.names or data.get("names")
+    files = find_files(given)
+    if not images:
+        images, data = runs.validation_list(files.run), runs.run_settings(files.run)
+    print(f"{files}; images {images}", flush=True)
+    check(protocols, given.coco_json)
+    detector = make_detector(given, files)
+    names, difficult = detector.names, given.difficult or data.get("difficult")
+    evaluator = collect(detector, images, difficult=difficult, batch=given.batch, progress=True)
+    limits = {"iou_thresh": given.iou_thresh, "points": int(given.points)}
+    coco = {"coco_json": given.coco_json, "coco_results": given.coco_results}
+    results = measure(evaluator, names, protocols, **limits, **coco)
+    tables = {protocol: result.table(names) for protocol, result in results.items()}
+    print("\n\n".join(tables.values()))
+    if given.json:
+        write(given.json, json.dumps(to_json(results, names), indent=1))
+    if given.report:
+        notes = [table for protocol, table in tables.items() if protocol != "darknet"]
+        found = evaluator.records, evaluator.result(**limits), names
+        print(report.write(given.report, *found, notes=notes, run=files.run))
+
+
+DETECT = """
+sources SOURCE*       images, folders, .txt lists, globs, videos, a camera's number, addresses
+                     (rtsp://, http://)
+--weights FILE       .weights, a .pt checkpoint, an .onnx (default: the newest run's)
+--thresh FLOAT=0.25  confidence threshold
+--nms FLOAT=0.45     IoU threshold, 0: no NMS
+--every COUNT=1      N: of videos only the frames 1, 1 + N, 1 + 2N, ...; the video written has only
+                     these and lasts as long
+--reconnect FLOAT=60  seconds for which a camera or stream that breaks off is tried again
+--out FOLDER=runs/detect  folder for the images
+--save-txt           OUT/labels/NAME.txt: class cx cy w h, for training
+--json FILE          all detections, with Darknet's keys
+--show               open a window too; q or Esc ends
+"""
+
+
+@one_line_errors()
+def detect() -> None:
+    """Finds objects, draws and saves them. Without arguments: the newest run's best weights on 8
+    images of its validation list."""
+    parser = new_parser(detect, DETECT, FILES, INFERENCE)
+    given = parser.parse_args()
+    if given.weights and not given.sources:
+        parser.error("--weights without anything to detect on: give SOURCE")
+    # unreadable files get a line of our own
+    os.environ |= {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"} | os.environ
+
+    from yolov4.data import read_image_list
+    from yolov4.runs import validation_list
+    from yolov4.video import Output, expand, is_stream
+
+    files = find_files(given, exported=True)
+    sources, note = [path for source in given.sources for path in expand(source)], ""
+    if not given.sources:
+        paths = read_image_list(validation_list(files.run))
+        sources = [str(path) for path in paths[:: max(1, len(paths) // SHOWN)][:SHOWN]]
+        note = f"; {len(sources)} images of its validation list"
+    print(f"{files}{note}", flush=True)
+    detector = make_detector(given, files)
+    output = Output(given.out, detector.names, sources, given.save_txt, given.json)
+    session = Session(given, detector, output)
+    with closing(output), suppress(Closed):
+        for streams, group in groupby(sources, is_stream):
+            if streams:
+                for source in group:
+                    session.video(source)
+            else:
+                session.images(list(group))
+    if session.failed:
+        sys.exit(1)
+
+
+class Closed(KeyboardInterrupt):
+    """The user has seen enough: closed the window, or ended a video by Ctrl-C."""
+
+
+class Session:
+    """One call of detect.  `failed` counts the sources that could not be read to their end."""
+
+    def __init__(self, given, detector, output):
+        self.given, self.detector, self.output = given, detector, output
+        self.failed, self.numbers = 0, count(1)  # numbers: of the images
+
+    def images(self, sources):
+        from yolov4.detector import WORKERS
+        from yolov4.video import write_picture
+
+        names = self.detector.names
+
+        def items():
+            for prediction in self.stream(sources, on_error=self.skip):
+                source, found = prediction.source, prediction.detections
+                path = self.output.place(source, ".jpg")
+                text = ", ".join(
+                    f"{names[label]}: {score * 100:.0f}%"
+                    for label, score in zip(found.labels, found.scores.tolist(), strict=True)
+                )
+                time = f"{prediction.milliseconds:.0f} ms"
+                line = f"{source}: {text or 'nothing'}  ({time}) -> {path}"
+                write, number = partial(write_picture, path), next(self.numbers)
+                yield prediction, source, path.stem, number, write, line
+
+        self.save(items(), WORKERS, "images", len(sources), 0)
+
+    def video(self, source):
+        """A video, or a live source, which Ctrl-C ends."""
+        from yolov4.video import Video, VideoFile
+
+        every, ahead = self.given.every, 8 + (self.given.batch or 0)
+        try:
+            video = Video(source, every, ahead, self.given.reconnect, say)
+        except ValueError as error:
+            return self.skip(error)
+        path = self.output.place(source, ".mp4")
+        frames = milliseconds = 0
+
+        def items():
+            nonlocal frames, milliseconds
+            numbered, again = tee(video)
+            predictions = self.stream((frame.image for frame in again), live=video.live)
+            for (number, _), prediction in zip(numbered, predictions, strict=True):
+                frames, milliseconds = frames + 1, milliseconds + prediction.milliseconds
+                write = partial(file.write, upto=(number - 1) // every + 1)
+                yield prediction, source, f"{path.stem}_{number:06}", number, write, ""
+
+        try:
+            with closing(video), closing(VideoFile(path, video.rate / every, video.size)) as file:
+                self.save(items(), 1, "frames", video.length, 1)
+            if video.fault:
+                self.skip(video.fault)
+        except KeyboardInterrupt:
+            raise Closed from None
+        finally:
+            time = f"{milliseconds / max(frames, 1):.0f} ms"
+            say(f"{source}: {frames} frames  ({time} each) -> {path}")
+
+    def stream(self, sources, **options):
+        given = self.given
+        return self.detector.stream(sources, given.thresh, given.nms, given.batch, **options)
+
+    def save(self, items, workers, unit, total, wait):
+        """Draws items (prediction, source, stem, number, write, line to say) and writes them, in
+        threads while the network runs.  wait: milliseconds of --show, or 0."""
+        from yolov4.plots import draw_detections
+
+        show, pending = self.given.show, deque()
+
+        def draw(image, found, write):
+            drawn = draw_detections(image, found, self.detector.names)
+            write(drawn)
+            return drawn
+
+        def finish(most):
+            """In order, each as soon as it is there, until at most so many are pending."""
+            while pending and (len(pending) > most or pending[0][0].done()):
+                future, line = pending.popleft()
+                drawn = future.result()
+                if line:
+                    say(line)
+                bar.update()
+                if show:
+                    import cv2
+
+                    cv2.imshow("detect.py", drawn)
+                    if cv2.waitKey(wait) & 0xFF in (27, ord("q")):
+                        raise Closed
+
+        bar = tqdm(total=total, unit=f" {unit}", leave=False, disable=None)  # on a terminal only
+        with ThreadPoolExecutor(workers) as pool, bar:
+            for prediction, source, stem, number, write, line in items:
+                image, found = prediction.image, prediction.detections
+                self.output.add(source, stem, image.shape[1::-1], found, number)
+                pending.append((pool.submit(draw, image, found, write), line))
+                finish(0 if show else 2 * workers)
+            finish(0)
+
+    def skip(self, reason):
+        self.failed += 1
+        complain(reason)
+
+
+CONVERT = """
+weights IN?          .pt or .weights (default: the newest run's last.pt)
+out OUT?             .weights or .pt (default: beside IN)
+--ema                take the exponential moving average of the weights
+--upto INT           write only so many first layers, as yolov4.conv.137
+--verify IMAGE?      read the result again, compare bytes, run an image in OpenCV too
+"""
+
+
+@one_line_errors()
+def convert() -> None:
+    """Converts a .pt checkpoint to Darknet's .weights, with .cfg and .names beside it, and back."""
+    given = new_parser(convert, CONVERT, FILES).parse_args()
+
+    from yolov4 import runs, weights
+
+    if given.weights:
+        source = Path(given.weights)
+        suffix = ".pt" if source.suffix == ".weights" else ".weights"
+        target = Path(given.out or source.with_suffix(suffix))
+    else:
+        run = runs.run_folder(given.runs, None)
+        source, target = run / "last.pt", run / f"{run.name}.weights"
+        given.weights = source
+        print(f"taking the newest run: {source} -> {target}")
+    if target.suffix not in (".weights", ".pt") and given.upto is None:
+        raise ValueError(f"{target}: found suffix {target.suffix!r}, expected .weights or .pt")
+    if target.resolve() == source.resolve():
+        raise ValueError(f"{target}: is the source itself, expected another file")
+    if given.ema and not weights.load_checkpoint(source)["ema"]:
+        raise ValueError(f"{source}: has no running average of the weights, expected one (--ema)")
+    files = find_files(given)
+    model, names = weights.load_network(source, files.cfg, given.ema)
+    names = names_of_classes(files.names or names, model.heads[-1].classes)
+    net, layers, seen = model.net, len(model.plan), model.seen
+    text = format_cfg(net, model.sections)
+    if target.suffix == ".pt":
+        state = {"cfg": text, "names": names, "model": model.state_dict(), "ema": None}
+        state |= {"seen": seen, "iteration": seen // net.batch, "version": model.weights_version}
+        weights.save_checkpoint(target, state)
+        print(f"{target}: the network with cfg and names, {seen:,} images seen")
+        return
+    weights.save_weights(model, target, seen, given.upto)
+    write(target.with_suffix(".cfg"), text)
+    write(target.with_suffix(".names"), "".join(f"{name}\n" for name in names))
+    layers = f"the first {given.upto} of {layers}" if given.upto else layers
+    beside = f"{target.stem}.cfg and {target.stem}.names beside it"
+    print(f"{target}: {layers} layers, {seen:,} images seen; {beside}")
+    if given.verify is not None:
+        print(weights.check_bytes(target.with_suffix(".cfg"), target, model))
+        if not given.upto:
+            print(compare_with_opencv(target, net, given.verify, source.parent))
+
+
+def compare_with_opencv(weights: Path, net: Net, image: str, run: Path) -> str:
+    """Compares predictions on an image, else the run's first for validation, else on noise."""
+    import cv2
+    import torch
+
+    from yolov4.data import load_image, read_image_list
+    from yolov4.detector import resize_image
+    from yolov4.runs import validation_list
+    from yolov4.weights import opencv_difference
+
+    with suppress(ValueError, OSError):  # the source is of no run, or its list is gone
+        image = image or read_image_list(validation_list(run))[0]
+    generator = torch.Generator().manual_seed(0)
+    inputs = torch.rand(1, 3, net.height, net.width, generator=generator)
+    if image:
+        inputs = resize_image(load_image(image), (net.width, net.height))[None]
+    difference = opencv_difference(weights.with_suffix(".cfg"), weights, inputs)
+    where, shown = f"OpenCV {cv2.__version__}", image or "noise"
+    if difference is None:
+        return f"{where}: cannot read Darknet's files; --verify runs an image with opencv-python<5"
+    if difference > OPENCV_LIMIT:
+        found = f"its predictions on {shown} differ by {difference:.3g}"
+        raise ValueError(f"{where}: {found}, expected below {OPENCV_LIMIT}")
+    found = f"the largest difference of its boxes and objectness on {shown} is {difference:.2g}"
+    return f"{where}: {found}"
+
+
+EXPORT = """
+weights WEIGHTS?     .weights or .pt (default: the newest run's)
+out OUT?             default: beside the weights, with the suffix .onnx
+--nms                NMS in the graph too -> boxes (n, 4), scores (n,), labels (n,), image_index
+                     (n,). ONNX has plain IoU only: with nms_kind=greedynms or diounms it keeps
+                     fewer boxes than Darknet. detect.py needs no --nms
+--thresh FLOAT=0.25  of --nms: confidence threshold
+--nms-thresh FLOAT=0.45  of --nms: IoU threshold
+"""
+
+
+@one_line_errors()
+def export() -> None:
+    """Writes an .onnx for any batch size: images (batch, 3, height, width), RGB 0..1 -> boxes
+    (batch, N, 4), xyxy relative to the network input, and scores (batch, N, classes) = objectness *
+    class probability."""
+    given = new_parser(export, EXPORT, FILES).parse_args()
+
+    from yolov4.export import INSTALL, LIMIT, OPSET, Suppression, export_onnx
+    from yolov4.weights import load_network
+
+    files = find_files(given)
+    out = Path(given.out or files.weights.with_suffix(".onnx"))
+    if out.suffix != ".onnx":
+        raise ValueError(f"{out}: found suffix {out.suffix!r}, expected .onnx")
+    print(files, flush=True)
+    model, names = load_network(files.weights, files.cfg)
+    nms = Suppression(given.thresh, given.nms_thresh) if given.nms else None
+    exported = export_onnx(model, out, files.names or names, nms)
+    net, head, boxes = model.net, model.heads[-1], exported.predictions
+    images = f"(batch, {net.channels}, {net.height}, {net.width})"
+    scores = f"(batch, {boxes}, {head.classes})"
+    print(
+        f"{out}: {out.stat().st_size / 1e6:.1f} MB, opset {OPSET}, "
+        f"images {images} -> boxes (batch, {boxes}, 4), scores {scores}"
+    )
+    if nms:
+        print(
+            f"{out}: then NMS in the graph at plain IoU > {given.nms_thresh:g} of scores > "
+            f"{given.thresh:g}; the cfg's nms_kind is {head.nms_kind}"
+        )
+    if exported.boxes is None:
+        print(f"{out}: not checked, ONNX Runtime is not installed: {INSTALL}")
+    else:
+        print(
+            f"{out}: ONNX Runtime and torch differ by {exported.boxes:.2g} in boxes and "
+            f"{exported.scores:.2g} in scores at most (batches of 1 and 2, limit {LIMIT:g})"
+        )
+
+
+ADVICE = """\
+New anchors help where the boxes are unlike COCO's (all tiny, all long) and the network is
+trained from the weights of the backbone (conv.137) or from scratch. They do not help, and may
+cost accuracy, where the heads are trained already: those weights belong to their anchors, and
+fine-tuning starts with every box wrong. So no other command computes anchors. Darknet's own
+advice is to change anchors only if you know what you do: then mask= should give anchors below
+30x30 to the finest head, below 60x60 to the next, the rest to the last, and filters= before a
+head has to be (classes + 5) * anchors of its mask. This command changes anchors= only; a box
+whose best anchor is in no mask is trained by no head."""
+
+
+ANCHORS = """
+list LIST            list of images; labels as for training
+--cfg FILE           the network whose anchors are compared
+--size SIZE          WIDTHxHEIGHT of the network input (default: the cfg's)
+--num COUNT          of anchors (default: the cfg's, else 9)
+--seed INT=0         of the k-means
+--out FILE           write the cfg there with the new anchors, in whole pixels
+--plot FILE          draw classes, box sizes against the cfg's anchors, positions there (.png)
+--names FILE         class names of the plot (default: class numbers)
+"""
+
+
+@one_line_errors()
+def anchors() -> None:
+    """Computes anchors for a list of images by k-means and compares them with those of a cfg."""
+    parser = new_parser(anchors, ANCHORS)
+    parser.epilog = ADVICE
+    given = parser.parse_args()
+    if not given.cfg and (given.out or given.plot or not given.size):
+        parser.error("expected --cfg or --size, and --cfg with --out or --plot")
+    if given.out and given.size:
+        parser.error("--out keeps the size of --cfg, expected no --size")
+
+    from yolov4.anchors import fit, heads, with_anchors
+    from yolov4.data import read_image_list
+    from yolov4.report import write_data
+
+    network = read_cfg(given.cfg) if given.cfg else None
+    new, lines = fit(given.list, network, given.size, given.num, given.seed)
+    print(*lines, sep="\n")
+    if given.out:
+        write(given.out, with_anchors(network, Path(given.cfg).read_bytes().decode(), new))
+        print(f"written: {given.out}")
+    if given.plot:
+        names = names_of_classes(given.names, heads(network)[0].classes)
+        paths = read_image_list(given.list)
+        write_data(given.plot, paths, names, network)
+        print(f"{given.plot}: the boxes of {len(paths)} images")
+
+
+LABELS = """
+sources SOURCE+      VOCdevkit or one of its folders; a folder with COCO's annotations, or its JSON
+                     files
+--format voc|coco    default: detected from the files
+--download           download VOC 2007 and 2012 there first: 2.9 GB
+--sets SET+          of VOC, such as 2012_train 2007_test (default: all found)
+--names FILE         class names, of VOC also auto (default: VOC's 20, or COCO's categories)
+--out FOLDER         default: beside VOC's folders, or data/coco
+--keep-difficult     of VOC: difficult objects count as others
+--images FOLDER      of COCO: folder at or below which the images are (default: found)
+"""
+
+
+@one_line_errors()
+def labels(format: str | None = None) -> None:
+    """VOC XML or COCO JSON -> Darknet's labels, lists of images, .names and .data."""
+    given = new_parser(labels, LABELS).parse_args()
+
+    from yolov4.labels import convert_coco, convert_voc, download_voc, guess_format
+
+    root, names = given.sources[0], given.names
+    if given.download:
+        download_voc(root)
+    if names not in (None, "auto"):
+        names = read_names(names)
+    if (given.format or format or guess_format(given.sources)) == "coco":
+        result = convert_coco(given.sources, given.out or "data/coco", given.images, names)
+    else:
+        result = convert_voc(root, given.out, given.sets, names, given.keep_difficult)
+    print("\n".join(result.report()))
+
+
+CFG_OPTIONS = f"""
+name NAME?           {", ".join(PRESETS)}; or a .cfg, whose layers are printed
+--all FOLDER         write every .cfg of the project there
+--classes INT        number of classes
+--names FILE         class names, one per line, instead of --classes
+--anchors TEXT       "width,height, width,height, ..." in pixels of the network input
+--width INT          of the network input
+--height INT         of the network input
+--max-batches INT    iterations
+--batch INT          images of one update
+--subdivisions INT   mini-batches of one update
+--out FILE           default: it is printed
+"""
+
+
+@one_line_errors()
+def cfg() -> None:
+    """Writes a network as a .cfg, for any classes, anchors, size; or prints a .cfg's layers."""
+    parser = new_parser(cfg, CFG_OPTIONS)
+    changes = {key: value for key, value in vars(parser.parse_args()).items() if value is not None}
+    name, folder, names, out = (changes.pop(key, None) for key in ("name", "all", "names", "out"))
+    if bool(name) == bool(folder) or (names and "classes" in changes):
+        parser.error("expected NAME or --all FOLDER, and one of --classes and --names")
+    if folder:
+        for file, text in project_files().items():
+            write(Path(folder, file), text)
+        return
+    if name.endswith(".cfg"):
+        from yolov4.model import Darknet, summary
+
+        return print(summary(Darknet.from_cfg(name)))
+    if "anchors" in changes:
+        yolo = parse_cfg(f"[net]\n[yolo]\nanchors={changes['anchors']}", "--anchors").sections[0]
+        changes["anchors"] = yolo.anchors
+    if names:
+        changes["classes"] = len(read_names(names))
+    text = cfg_text(name, shlex.join(sys.argv[1:]), **changes)
+    if out:
+        write(out, text)
+    else:
+        sys.stdout.write(text)
+
+
+def main() -> None:
+    """`yolov4 COMMAND ...`"""
+    commands = train, val, detect, convert, export, anchors, labels, cfg
+    commands = {command.__name__: command for command in commands}
+    parser = argparse.ArgumentParser("yolov4", epilog="yolov4 COMMAND --help lists its options.")
+    parser.add_argument("command", choices=commands)
+    name = parser.parse_args(sys.argv[1:2]).command
+    sys.argv = [f"yolov4 {name}", *sys.argv[2:]]
+    commands[name]()
