@@ -1,148 +1,144 @@
 #!/usr/bin/env python3
-"""Speed and memory of training, each variant in a process of its own, that take turns iteration by iteration; several
-rounds with new processes, as one process keeps the luck that it had with its memory.
-`plain` is what an eager PyTorch port does: torch's Mish, channels first, freed memory given back to the system."""
+"""Images/s and memory of train.py, beside an eager port that takes turns with it; samples/s of the
+data alone.  All through train.py and its results.csv, each round in a new process."""
 
 import argparse
+import multiprocessing
 import resource
-import shlex
 import statistics
-import subprocess
-import sys
-from collections.abc import Sequence
+import tempfile
+from pathlib import Path
 
+import cv2
+import numpy as np
 import torch
-from common import PRODUCT_FLOPS, ROOT, at_size, machine, matrix_product, medians, table, with_torchs_mish
+from common import ROOT, machine, medians, plain_port, seeded_network, table, train
 
-from yolov4.cfg import read_cfg
-from yolov4.distributed import Processes
-from yolov4.memory import keep_freed_memory
-from yolov4.model import Darknet
-from yolov4.plan import Layer, plan_layers
-from yolov4.runs import one_line_errors
-from yolov4.sections import Network
-from yolov4.updates import Updater
+import yolov4
 
-VARIANTS = ("ours", "ours, --amp bf16", "plain")
+HEAD = """[convolutional]
+filters=75
+size=32
+stride=32
+activation=linear
+[yolo]
+mask=0,1,2
+anchors=10,13, 16,30, 33,23
+classes=20
+num=3
+jitter=.3
+"""
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Images a second of whole iterations: forward, loss, backward, SGD.")
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "images", nargs="?", metavar="LIST", help="photographs (default: drawn ones)"
+    )
     parser.add_argument("--cfg", default=str(ROOT / "cfg/yolov4.cfg"), help="default: %(default)s")
-    parser.add_argument("--size", type=int, default=416, help="width and height (default %(default)s)")
-    parser.add_argument("--batch", type=int, default=2, help="images, in one mini-batch (default %(default)s)")
-    parser.add_argument("--objects", type=int, default=10, help="truths an image (default %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="of new processes (default %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="iterations a process (default %(default)s)")
-    peer = 'another program to take turns with: prints {"seconds": of an iteration, "peak": bytes} as its last line'
-    parser.add_argument("--peer", metavar="COMMAND", help=peer)
-    parser.add_argument("--variant", choices=VARIANTS, help=argparse.SUPPRESS)  # the child of a round
+    parser.add_argument("--size", type=int, default=416, help="width and height (default 416)")
+    parser.add_argument("--batch", type=int, default=2, help="images per iteration (default 2)")
+    parser.add_argument("--rounds", type=int, default=3, help="processes of each kind (default 3)")
+    parser.add_argument("--repeats", type=int, default=6, help="iterations of each (default 6)")
+    parser.add_argument("--samples", type=int, default=400, help="of the data alone (default 400)")
     return parser.parse_args()
 
 
-class Step:
-    """An iteration on random images and truths, both from a seed."""
-
-    def __init__(self, network: Network, size: int, batch: int, objects: int, plain: bool = False, amp: str = "off"):
-        network = at_size(network, size, batch=batch, subdivisions=1, max_batches=1_000_000)
-        generator = torch.Generator().manual_seed(0)
-        self.model = Darknet(network, generator)
-        if plain:
-            with_torchs_mish(self.model)
-            self.model.register_forward_pre_hook(lambda _, arguments: (arguments[0].contiguous(),))
-        else:
-            self.model.to(memory_format=torch.channels_last)
-        self.updater = Updater(self.model, network.net, Processes(torch.device("cpu")), amp=amp)
-        self.images = torch.randint(0, 256, (batch, 3, size, size), dtype=torch.uint8, generator=generator)
-        owners = torch.arange(batch).repeat_interleave(objects)[:, None]
-        classes = torch.randint(0, self.model.heads[0].classes, (len(owners), 1), generator=generator)
-        centres = 0.1 + 0.8 * torch.rand(len(owners), 2, generator=generator)
-        sides = 0.02 + 0.2 * torch.rand(len(owners), 2, generator=generator).square()
-        self.targets = torch.cat((owners, classes, centres, sides), 1)
-        self.iteration = 0
-
-    def __call__(self) -> None:
-        self.iteration += 1
-        self.updater.update(self.iteration, [(self.images, self.targets, [[]] * len(self.images))])
-
-    @property
-    def flops(self) -> int:
-        return flops(self.model.plan, len(self.images))
+def draw_pictures(folder: Path, classes: int, count: int = 50) -> Path:
+    """A list of JPEGs of soft noise with ten labels each."""
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        noise = cv2.resize(generator.integers(0, 256, (47, 63, 3), dtype=np.uint8), (500, 375))
+        cv2.imwrite(str(folder / f"{number}.jpg"), noise)
+        boxes = np.c_[generator.integers(0, classes, 10), generator.uniform(0.1, 0.4, (10, 4))]
+        np.savetxt(folder / f"{number}.txt", boxes, "%g")
+    (folder / "list.txt").write_text("".join(f"{folder}/{n}.jpg\n" for n in range(count)))
+    return folder / "list.txt"
 
 
-def flops(plan: Sequence[Layer], images: int) -> int:
-    """Of forward and backward, which is twice as much."""
-    return 3 * images * sum(layer.flops for layer in plan)
+def eager(cfg: str, size: int, batch: int, repeats: int, answer) -> None:
+    """Seconds per iteration and GiB of a plain port: forward, loss, backward, SGD."""
+    model = plain_port(seeded_network(cfg, size)).train()
+    loss = yolov4.DarknetLoss(model.heads, model.net)
+    optimiser = torch.optim.SGD(model.parameters(), 1e-5, 0.9, weight_decay=5e-4)
+    images = torch.rand(batch, model.net.channels, size, size)
+    targets = torch.rand(10 * batch, 6) * torch.tensor([batch, 20, 1, 1, 0.4, 0.4])
+    targets[:, :2].floor_()
 
+    def step():
+        optimiser.zero_grad()
+        loss(model(images), targets).total.backward()
+        optimiser.step()
 
-def serve(arguments: argparse.Namespace) -> None:
-    """In a child: an iteration for each line of the input; answers with the peak of its memory in bytes"""
-    plain = arguments.variant == "plain"
-    if not plain:
-        keep_freed_memory()
-    amp = "bf16" if arguments.variant.endswith("bf16") else "off"
-    step = Step(read_cfg(arguments.cfg), arguments.size, arguments.batch, arguments.objects, plain, amp)
-    for _ in sys.stdin:
-        step()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024, flush=True)
-
-
-class Child:
-    """A process that waits for its turns."""
-
-    def __init__(self, command: list[str]):
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        self.peak = 0
-
-    def __call__(self) -> None:
-        print(file=self.process.stdin, flush=True)
-        answer = self.process.stdout.readline()
-        if not answer:
-            raise ValueError(f"{shlex.join(self.process.args)}: ended, expected an iteration for each line of input")
-        self.peak = int(answer)
+    seconds = medians({"step": step}, repeats)["step"]
+    answer.put((seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20))
 
 
 def main() -> None:
     arguments = parse_arguments()
-    with one_line_errors("training.py"):
-        if arguments.variant:
-            serve(arguments)
-            return
-        itself = [sys.executable, __file__, *sys.argv[1:], "--variant"]
-        commands = {variant: [*itself, variant] for variant in VARIANTS}
-        if arguments.peer:
-            commands["peer"] = shlex.split(arguments.peer)
-        rounds, peaks = zip(*(measure(commands, arguments.repeats) for _ in range(arguments.rounds)), strict=True)
-    report(arguments, rounds, peaks)
+    net = yolov4.read_cfg(arguments.cfg)
+    found: dict[str, list[tuple[float, float]]] = {}
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        drawn = draw_pictures(folder, net.sections[-1].classes)
+        (folder / "x.names").write_text("".join(f"{n}\n" for n in range(net.sections[-1].classes)))
+        (folder / "x.data").write_text(f"train={drawn}\nnames={folder}/x.names\n")
+        size, batch, count = (
+            str(n) for n in (arguments.size, arguments.batch, arguments.repeats + 1)
+        )
+        common = ["--width", size, "--height", size, "--workers", "0", "--save-every", "1000000"]
+        step = ["--data", f"{folder}/x.data", "--cfg", arguments.cfg, "--batch", batch, "--clear"]
+        step += ["--subdivisions", "1", "--max-batches", count, "--learning-rate", "1e-9", *common]
+        for turn in range(arguments.rounds):
+            for label, flags in (("train.py", []), ("train.py --amp bf16", ["--amp", "bf16"])):
+                rows, peak = train(folder / f"{label}{turn}", *step, *flags)
+                # without the wait for data, which is the data's own row
+                seconds = [
+                    arguments.batch / row["images_per_second"] * (1 - row["data_share"])
+                    for row in rows[1:]
+                ]
+                found.setdefault(label, []).append((statistics.median(seconds), peak))
+            context = multiprocessing.get_context("spawn")
+            answer = context.Queue()
+            context.Process(
+                target=eager,
+                args=(arguments.cfg, arguments.size, arguments.batch, arguments.repeats, answer),
+            ).start()
+            found.setdefault("a plain port", []).append(answer.get())
+        print(machine())
+        seconds = {label: statistics.median(s for s, _ in each) for label, each in found.items()}
+        rows = []
+        for label, each in found.items():
+            rounds, peak = " ".join(f"{s:.2f}" for s, _ in each), max(peak for _, peak in each)
+            rate = f"{arguments.batch / seconds[label]:.2f}"
+            ratio = f"{seconds['a plain port'] / seconds[label]:.2f}"
+            rows.append((label, f"{seconds[label]:.2f}", rounds, rate, ratio, f"{peak:.1f}"))
+        print(f"{arguments.cfg} at {size}, {batch} images per iteration")
+        print(table(("", "s", "rounds", "images/s", "of a plain port", "peak GiB"), rows))
+        print(data_table(folder, arguments, common))
 
 
-def measure(commands: dict[str, list[str]], repeats: int) -> tuple[dict[str, float], dict[str, int]]:
-    """One round: seconds of an iteration, of a matrix product too, and bytes at the peak."""
-    children = {name: Child(command) for name, command in commands.items()}
-    seconds = medians({"product": matrix_product(), **children}, repeats)
-    for child in children.values():
-        child.process.stdin.close()
-        child.process.wait()
-    return seconds, {name: child.peak for name, child in children.items()}
-
-
-def report(arguments: argparse.Namespace, rounds: Sequence[dict[str, float]], peaks: Sequence[dict[str, int]]) -> None:
-    seconds = {name: statistics.median(each[name] for each in rounds) for name in rounds[0]}
-    rate = PRODUCT_FLOPS / seconds.pop("product")
-    work = flops(plan_layers(at_size(read_cfg(arguments.cfg), arguments.size)), arguments.batch)
-    ideal = work / rate
-    print(machine())
-    print(f"{arguments.cfg} at {arguments.size}, {arguments.batch} images of {arguments.objects} truths an iteration; "
-          f"{work / 1e12:.3f} TFLOPs, at the {rate / 1e9:.0f} GFLOP/s of a matrix product {ideal:.2f} s")  # fmt: skip
-    others = [name for name in ("plain", "peer") if name in seconds]
-    rows = [
-        (name, f"{value:.2f}", " ".join(f"{each[name]:.2f}" for each in rounds), f"{arguments.batch / value:.2f}",
-         *(f"{seconds[other] / value:.2f}" for other in others), f"{ideal / value:.2f}",
-         f"{max(each[name] for each in peaks) / 2**30:.2f}")
-        for name, value in seconds.items()
-    ]  # fmt: skip
-    header = "", "s an iteration", "rounds", "images/s", *(f"of {other}" for other in others)
-    print(table((*header, "of the product's rate", "peak GiB"), rows))
+def data_table(folder: Path, arguments: argparse.Namespace, common: list[str]) -> str:
+    """Samples/s of one process: a network of one layer waits for mosaics."""
+    source = Path(arguments.images).resolve() if arguments.images else folder / "list.txt"
+    (folder / "y.names").write_text("".join(f"{n}\n" for n in range(20)))
+    (folder / "y.data").write_text(f"train={source}\nnames={folder}/y.names\n")
+    recipe = "hue=.1\nsaturation=1.5\nexposure=1.5\nmosaic=1\nlearning_rate=1e-9\n"
+    (folder / "y.cfg").write_text(f"[net]\nbatch=16\nwidth=416\nheight=416\n{recipe}{HEAD}")
+    count = str(max(arguments.samples // 16, 3))
+    flags = ["--data", f"{folder}/y.data", "--cfg", f"{folder}/y.cfg", "--max-batches", count]
+    rows = []
+    for label, cache in (
+        ("samples with mosaic", []),
+        ("the same with --cache 1", ["--cache", "1"]),
+    ):
+        results, _ = train(folder / label, *flags, *common, *cache)
+        waiting = [
+            16 / row["images_per_second"] * row["data_share"]
+            for row in results[len(results) // 3 :]
+        ]
+        rows.append((label, f"{16 / statistics.median(waiting):.0f}"))
+    return "\n" + table(("one process", "a second"), rows)
 
 
 if __name__ == "__main__":
