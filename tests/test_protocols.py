@@ -162,9 +162,9 @@ def test_coco_of_real_detections_equals_pycocotools(shared, tmp_path):
     evaluator = collect(model, sorted((material / "images").glob("*.jpg")))
     sent = tmp_path / "sent.json"
     result = evaluate_coco(evaluator.records, names, evaluator.settings, results=sent)
-    images, annotations, categories = [], [], protocols.number_classes(names)
-    for record in evaluator.records:
-        (width, height), number = record.image_size, int(record.path.stem)
+    images, annotations, categories = [], [], list(range(1, len(names) + 1))
+    for number, record in enumerate(evaluator.records, 1):
+        width, height = record.image_size
         images.append({"id": number, "width": width, "height": height})
         for line in (material / "labels" / f"{record.path.stem}.txt").read_text().splitlines():
             label, cx, cy, w, h = map(float, line.split())
@@ -220,35 +220,6 @@ def test_coco_of_nothing_and_of_the_first(rows, truths, ap):
     assert result.figures["AP"] == pytest.approx(ap, nan_ok=True)
 
 
-def test_coco_results_are_cut_to_the_image_and_rounded(tmp_path):
-    images = records(("000000000139.jpg", [(1, 1 / 3, -5, 10.12345, 250, 60)], []))
-    evaluate_coco(images, NAMES[:2], SETTINGS, results=tmp_path / "r.json")
-    assert json.loads((tmp_path / "r.json").read_text()) == [
-        {"image_id": 139, "category_id": 2, "bbox": [0, 10.123, 200, 49.877], "score": 0.333333}
-    ]
-
-
-@pytest.mark.parametrize(
-    ("names", "numbers"),
-    [
-        (["000000000139.jpg", "000000000285.jpg"], [139, 285]),
-        (["2007_000027.jpg", "2007_000032.jpg"], [1, 2]),  # int() would take the underscore
-        (["a/7.jpg", "b/7.jpg"], [1, 2]),
-        (["²³.jpg"], [1]),
-    ],
-)
-def test_any_file_name_has_a_number(names, numbers):
-    assert protocols.number_images([Path(name) for name in names]) == numbers
-
-
-def test_names_of_coco_have_its_numbers(shared):
-    names = (shared / "datasets/coco128_val/coco.names").read_text().strip().splitlines()
-    numbers = protocols.number_classes(names)
-    assert set(range(1, 91)) - set(numbers) == {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
-    assert numbers == sorted(numbers) and dict(zip(names, numbers, strict=True))["tvmonitor"] == 72
-    assert protocols.number_classes(names[:79]) == list(range(1, 80))
-
-
 def coco_json(path: Path, images, categories, annotations=()) -> Path:
     """images, categories: {name: id}; annotations: (image id, category id, box xywh), of 1 pixel"""
     keys = ("image_id", "category_id", "bbox", "area")
@@ -259,6 +230,15 @@ def coco_json(path: Path, images, categories, annotations=()) -> Path:
     }
     path.write_text(json.dumps(content))
     return path
+
+
+def test_coco_results_are_cut_to_the_image_and_rounded(tmp_path):
+    images = records(("000000000139.jpg", [(1, 1 / 3, -5, 10.12345, 250, 60)], []))
+    path = coco_json(tmp_path / "t.json", {"000000000139.jpg": 139}, {"cat": 17, "dog": 18})
+    evaluate_coco(images, NAMES[:2], SETTINGS, path, tmp_path / "r.json")
+    assert json.loads((tmp_path / "r.json").read_text()) == [
+        {"image_id": 139, "category_id": 18, "bbox": [0, 10.123, 200, 49.877], "score": 0.333333}
+    ]
 
 
 def test_a_coco_json_has_its_own_numbers_areas_and_categories(tmp_path):

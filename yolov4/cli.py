@@ -266,7 +266,7 @@ VAL = """
 --protocols darknet|voc|coco+  default: darknet, and voc where there is VOC XML or a list of
                      difficult objects
 --coco-json FILE     COCO's ground truth (default: the label files)
---coco-results FILE  write the detections there, for COCO's server
+--coco-results FILE  write the detections there, for COCO's server with --coco-json
 --report FOLDER      write tables, curves, the worst images, report.html there
 --json FILE          write the result there too
 """

@@ -140,9 +140,7 @@ class Evaluator:
     def __init__(self, classes: int, settings: Settings):
         self.classes, self.settings = classes, settings
         self.records: list[Record] = []
-        self._matches: list[
-            tuple[Tensor, ...]
-        ] = []  # of each image, in the order of Darknet's list
+        self._matches = []  # tensors of each image, in the order of Darknet's list
         self._truths = np.zeros(classes, int)
 
     def add(
@@ -285,23 +283,23 @@ class Pairing(NamedTuple):
 def pair(record: Record, confidence: float = 0.25, iou_thresh: float = 0.5) -> Pairing:
     """Pairs detections with ground truth where IoU > iou_thresh: equal classes first, each by
     falling IoU.  So a second class on an object that is found is a false box, and no confusion."""
-    chosen = (record.detections.scores > confidence).nonzero()[:, 0]
-    boxes = relative_boxes(record.detections.boxes, record.image_size)[chosen]
-    labels, truths = record.detections.labels[chosen], record.labels[:, 0].long().numpy()
+    found = record.detections[record.detections.scores > confidence]  # the first of them
+    boxes = relative_boxes(found.boxes, record.image_size)
+    labels, truths = found.labels.numpy(), record.labels[:, 0].long().numpy()
     overlap = box_iou(boxes[:, None], record.labels[None, :, 1:])  # (k, m)
-    rank = overlap + (labels[:, None] == record.labels[:, 0])
+    rank = overlap + (found.labels[:, None] == record.labels[:, 0])
     rank = rank.where(overlap > iou_thresh, 0).numpy()
-    targets = np.full(len(chosen), -1)
+    targets = np.full(len(found), -1)
     while rank.max(initial=0):
         row, column = np.unravel_index(rank.argmax(), rank.shape)
         targets[row], rank[row], rank[:, column] = column, 0, 0
-    hard = best_overlaps(boxes, labels, record.difficult)[0].numpy() > iou_thresh
-    kept = (targets >= 0) | ~hard
-    chosen, targets, labels = (np.asarray(each)[kept] for each in (chosen, targets, labels))
-    found, unfound = np.append(truths, -1)[targets], np.delete(truths, targets[targets >= 0])
-    missed = np.delete(np.arange(len(truths)), targets[found == labels])
-    classes = np.append(found, unfound), np.append(labels, np.full(len(unfound), -1))
-    return Pairing(chosen, missed, chosen[found != labels], classes)
+    hard, _ = best_overlaps(boxes, found.labels, record.difficult)
+    kept = np.flatnonzero((targets >= 0) | (hard <= iou_thresh).numpy())
+    targets, labels = targets[kept], labels[kept]
+    classes, unfound = np.append(truths, -1)[targets], np.delete(truths, targets[targets >= 0])
+    missed = np.delete(np.arange(len(truths)), targets[classes == labels])
+    false, nothing = kept[classes != labels], np.full(len(unfound), -1)
+    return Pairing(kept, missed, false, (np.append(classes, unfound), np.append(labels, nothing)))
 
 
 def confusion(pairings: Sequence[Pairing], classes: int) -> np.ndarray:

@@ -26,17 +26,6 @@ from yolov4.metrics import (
 VOC_OVERLAP = 0.5
 COCO_FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl",
                 "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")  # fmt: skip
-# in the order of COCO's numbers 1 to 90, some of which are not in use
-NAMES = (
-    "person,bicycle,car,motorcycle,airplane,bus,train,truck,boat,traffic light,fire hydrant,,"
-    "stop sign,parking meter,bench,bird,cat,dog,horse,sheep,cow,elephant,bear,zebra,giraffe,,"
-    "backpack,umbrella,,,handbag,tie,suitcase,frisbee,skis,snowboard,sports ball,kite,baseball bat,"
-    "baseball glove,skateboard,surfboard,tennis racket,bottle,,wine glass,cup,fork,knife,spoon,"
-    "bowl,banana,apple,sandwich,orange,broccoli,carrot,hot dog,pizza,donut,cake,chair,couch,"
-    "potted plant,bed,,dining table,,,toilet,,tv,laptop,mouse,remote,keyboard,cell phone,microwave,"
-    "oven,toaster,sink,refrigerator,,book,clock,vase,scissors,teddy bear,hair drier,toothbrush"
-)
-CATEGORIES = {name: number for number, name in enumerate(NAMES.split(","), 1) if name}
 SPELLINGS = {  # of Darknet's coco.names -> COCO's
     "motorbike": "motorcycle", "aeroplane": "airplane", "sofa": "couch",
     "pottedplant": "potted plant", "diningtable": "dining table", "tvmonitor": "tv",
@@ -53,36 +42,29 @@ class Figures:
     protocol: str  # what was measured, and why it is not Darknet's figure
 
     def table(self, names: Sequence[str]) -> str:
-        """VOC: one line per class and the mean; COCO: the twelve figures.  Then the protocol."""
-        shown = {key: _percent(value) for key, value in self.figures.items()}
-        if "AP" in shown:
-            parts = [f"{key} {value}" for key, value in shown.items()]
-            halves = "  ".join(parts[:6]), "  ".join(parts[6:])
-            return "COCO %  " + "\n        ".join(halves) + "\n" + self.protocol
-        ap07, ap10, truths, difficult = self.classes.values()
-        total = ("VOC mAP", truths.sum(), difficult.sum(), *shown.values())
-        columns = names, truths, difficult, map(_percent, ap07), map(_percent, ap10)
-        heads = ("class", "truths", "difficult", "AP07 %", "AP10 %")
-        row = f"{{:{max(16, *map(len, names))}}}" + " {:>9}" * 4
-        rows = (row.format(*each) for each in (heads, *zip(*columns, strict=True), total))
-        return "\n".join((*rows, self.protocol))
+        """One line per class, the figures, the protocol."""
+        row = f"{{:{max(16, *map(len, names))}}}" + " {:>9}" * len(self.classes)
+        lines = [row.format("class", *self.classes)]
+        for name, *values in zip(names, *self.classes.values(), strict=True):
+            lines.append(row.format(name, *map(_shown, values)))
+        figures = [f"{key} {_shown(value)}" for key, value in self.figures.items()]
+        lines += ["  ".join(part) for part in (figures[:6], figures[6:]) if part]
+        return "\n".join([*lines, self.protocol])
 
     def to_json(self, names: Sequence[str]) -> dict:
         """Everything as plain values, ready for json.dump; None for NaN."""
         rows = zip(names, *(each.tolist() for each in self.classes.values()), strict=True)
-        classes = [
-            dict(zip(("name", *self.classes), map(_plain, row), strict=True)) for row in rows
-        ]
-        figures = {key: _plain(value) for key, value in self.figures.items()}
-        return {**figures, "images": self.images, "protocol": self.protocol, "classes": classes}
+        classes = [_plain(zip(("name", *self.classes), row, strict=True)) for row in rows]
+        own = {"images": self.images, "protocol": self.protocol, "classes": classes}
+        return _plain(self.figures.items()) | own
 
 
-def _percent(value: float) -> str:
-    return "-" if np.isnan(value) else f"{value * 100:.2f}"
+def _shown(value):
+    return f"{value:.2%}".replace("nan%", "-") if isinstance(value, float) else value
 
 
-def _plain(value):
-    return None if value != value else value  # NaN is unequal to itself
+def _plain(pairs):
+    return {key: None if value != value else value for key, value in pairs}  # NaN is not itself
 
 
 def evaluate_voc(records: Sequence[Record], names: Sequence[str], settings: Settings) -> Figures:
@@ -112,7 +94,7 @@ def evaluate_voc(records: Sequence[Record], names: Sequence[str], settings: Sett
         np.where(truths > 0, average_precisions(matches, points), np.nan) for points in (11, 0)
     )
     return Figures(
-        figures={"map07": float(np.nanmean(ap07)), "map10": float(np.nanmean(ap10))},
+        figures={"map07": np.nanmean(ap07), "map10": np.nanmean(ap10)},
         classes={"ap07": ap07, "ap10": ap10, "truths": truths, "difficult": difficult},
         images=len(records),
         protocol=f"VOC devkit: IoU >= {VOC_OVERLAP:g} in pixels, first and last both within a box; "
@@ -209,21 +191,20 @@ def evaluate_coco(
 def coco_labels(records: Sequence[Record], names: Sequence[str]) -> tuple:
     """The label files as COCO's JSON, its numbers of images and classes, and where it is from.
     Difficult objects, which COCO does not know, are left out."""
-    image_ids, category_ids = number_images([r.path for r in records]), number_classes(names)
     images, annotations = [], []
-    for number, record in zip(image_ids, records, strict=True):
-        size = dict(zip(("width", "height"), record.image_size, strict=True))
-        images.append({"id": number, "file_name": str(record.path), **size})
-        boxes = xyxy_to_xywh(cxcywh_to_xyxy(record.labels[:, 1:].double()))
-        boxes *= torch.tensor(record.image_size * 2)
+    for number, record in enumerate(records, 1):
+        width, height = size = record.image_size
+        file = {"id": number, "file_name": str(record.path), "width": width, "height": height}
+        images.append(file)
+        boxes = xyxy_to_xywh(cxcywh_to_xyxy(record.labels[:, 1:].double())) * torch.tensor(size * 2)
         annotations += [
-            {"image_id": number, "category_id": category_ids[int(label)], "bbox": box}
+            {"image_id": number, "category_id": int(label) + 1, "bbox": box}
             for label, box in zip(record.labels[:, 0], boxes.tolist(), strict=True)
         ]
-    pairs = zip(category_ids, names, strict=True)
-    categories = [{"id": number, "name": name} for number, name in pairs]
+    categories = [{"id": number, "name": name} for number, name in enumerate(names, 1)]
     dataset = {"images": images, "annotations": _complete(annotations), "categories": categories}
-    return dataset, image_ids, category_ids, "the label files, area = width x height"
+    ids = ([each["id"] for each in part] for part in (images, categories))
+    return dataset, *ids, "the label files, area = width x height"
 
 
 def read_coco(path: str | Path, records: Sequence[Record], names: Sequence[str]) -> tuple:
@@ -250,21 +231,6 @@ def read_coco(path: str | Path, records: Sequence[Record], names: Sequence[str])
     if not found:
         raise ValueError(f"{path}: has none of the classes {', '.join(names[:3])} ...")
     return dataset, image_ids, category_ids, f"{path}: {found} of {len(categories)} categories"
-
-
-def number_images(paths: Sequence[Path]) -> list[int]:
-    """000000000139.jpg -> 139, as COCO; 1, 2, 3 ... unless every name is a number of its own."""
-    stems = [path.stem for path in paths]
-    numbers = [int(stem) for stem in stems if stem.isascii() and stem.isdigit()]
-    return numbers if len(set(numbers)) == len(paths) else list(range(1, len(paths) + 1))
-
-
-def number_classes(names: Sequence[str]) -> list[int]:
-    """COCO's numbers (1..90) where the names are its 80, however spelt; else 1, 2, 3 ..."""
-    spelt = [SPELLINGS.get(name, name) for name in names]
-    if sorted(spelt) == sorted(CATEGORIES):
-        return [CATEGORIES[name] for name in spelt]
-    return list(range(1, len(names) + 1))
 
 
 def coco_detections(
