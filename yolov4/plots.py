@@ -20,7 +20,7 @@ from yolov4.metrics import Pairing, Record, Result
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 GREY = 114
 POINTS = 10_000  # iterations that a chart shows, apart from those with a mAP
-NAMED = 10  # curves that a legend names; of more classes the five best and the five worst
+NAMED = 20  # classes up to which a legend names the curves
 COUNTED = 26  # rows up to which the confusion matrix shows its counts
 BARS = 40  # classes that the histogram shows
 SIDE = 640  # pixels of the longer side of a picture with mistakes
@@ -29,8 +29,7 @@ TRUTH, FOUND = (255, 160, 0), (0, 140, 255)  # blue and orange, BGR: the colour-
 
 def class_colour(label: int) -> tuple[int, int, int]:
     """BGR 0..255, always the same for a class; the hue of the next one is far away."""
-    value, saturation = ((1.0, 0.85), (0.8, 1.0), (1.0, 0.55))[label % 3]
-    rgb = colorsys.hsv_to_rgb(label * 0.618034 % 1, saturation, value)
+    rgb = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.8, 1)
     return tuple(round(each * 255) for each in reversed(rgb))
 
 
@@ -41,51 +40,47 @@ def ascii_names(names: Sequence[str]) -> list[str]:
 
 def draw_detections(image: np.ndarray, detections: Detections, names: Sequence[str]) -> np.ndarray:
     """A copy of image, uint8 (H, W, 3) BGR, with a box and `name score%` for each, best on top."""
-    boxes, scores, labels = (each[::-1] for each in detections.numpy())
-    names, pairs = ascii_names(names), zip(labels, scores.tolist(), strict=True)
-    texts = [f"{names[label]} {score * 100:.0f}%" for label, score in pairs]
-    return draw_boxes(image, boxes, map(class_colour, labels.tolist()), texts)
+    (boxes, scores, labels), names = detections.numpy(), ascii_names(names)
+    texts = [f"{names[label]} {score:.0%}" for label, score in zip(labels, scores, strict=True)]
+    return draw_boxes(image, boxes, map(class_colour, labels), texts)
 
 
 def draw_labels(image: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
     """A copy of image, uint8 (H, W, 3) BGR, with labels (n, 5): class, cx, cy, w, h, relative."""
     boxes = cxcywh_to_xyxy(torch.from_numpy(labels[:, 1:])).numpy() * (image.shape[1::-1] * 2)
-    names, classes = ascii_names(names), labels[:, 0].astype(int).tolist()
+    classes, names = labels[:, 0].astype(int), ascii_names(names)
     return draw_boxes(image, boxes, map(class_colour, classes), [names[each] for each in classes])
 
 
-def draw_boxes(image, boxes, colours, texts, weight: int = 1) -> np.ndarray:
-    """A copy of image, uint8 (H, W, 3) BGR, with boxes (n, 4) xyxy in pixels, the last on top.
+def draw_boxes(image, boxes, colours, texts) -> np.ndarray:
+    """A copy of image, uint8 (H, W, 3) BGR, with boxes (n, 4) xyxy in pixels, the first on top.
 
-    colours: BGR 0..255, one per box; texts: "" for none; weight: lines so many times as thick.
+    colours: BGR 0..255, one per box; texts: "" for none.
     """
-    image = np.ascontiguousarray(image).copy()
+    image = np.array(image, order="C")
     height, width = image.shape[:2]
-    thickness = weight * max(1, round(min(height, width) / 300))
-    limits = (width - 1, height - 1) * 2
-    corners = np.nan_to_num(boxes).clip(0, limits).round().astype(int).tolist()
-    drawn = list(zip(corners, colours, texts, strict=True))
-    for (left, top, right, bottom), colour, _ in drawn:
-        cv2.rectangle(image, (left, top), (right, bottom), colour, thickness)
+    thickness = max(1, round(min(height, width) / 300))
+    boxes = np.nan_to_num(boxes).clip(0, (width - 1, height - 1) * 2).round().astype(int).tolist()
+    drawn = list(zip(boxes, colours, texts, strict=True))
+    for box, colour, _ in reversed(drawn):
+        cv2.rectangle(image, box[:2], box[2:], colour, thickness)
     taken = np.zeros((height, width), bool)
-    for box, colour, text in reversed(drawn):
+    for box, colour, text in drawn:
         if text:
             _draw_text(image, box, colour, text, taken)
     return image
 
 
-def _draw_text(image: np.ndarray, box: list, colour: tuple, text: str, taken: np.ndarray) -> None:
+def _draw_text(image, box, colour, text, taken):
     """On a plate above the box, or further down where a better box has its plate (taken)."""
     height, width = image.shape[:2]
     scale = min(2.0, max(0.35, min(height, width) / 900))
     stroke = max(1, round(scale * 1.6))
     (text_width, text_height), below = cv2.getTextSize(text, FONT, scale, stroke)
-    plate_width, plate_height = text_width + 4, text_height + below + 2
-    left, lowest = max(0, min(box[0], width - plate_width)), max(0, height - plate_height)
-    tops = range(box[1] - plate_height, lowest + 1, plate_height) or [lowest]
-    plates = [
-        np.s_[max(0, top) : max(0, top) + plate_height, left : left + plate_width] for top in tops
-    ]
+    wide, high = text_width + 4, text_height + below + 2
+    left, lowest = max(0, min(box[0], width - wide)), max(0, height - high)
+    tops = range(min(max(0, box[1] - high), lowest), lowest + 1, high)
+    plates = [np.s_[top : top + high, left : left + wide] for top in tops]
     plate = next((plate for plate in plates if not taken[plate].any()), plates[0])
     taken[plate], image[plate] = True, colour
     ink = (0, 0, 0) if np.dot((0.114, 0.587, 0.299), colour) > 128 else (255, 255, 255)
@@ -115,20 +110,18 @@ def _fitted(image: np.ndarray, side: int) -> np.ndarray:
 
 def draw_mistakes(record: Record, pairing: Pairing, names: Sequence[str]) -> np.ndarray:
     """The record's image, uint8 (H, W, 3) BGR, its longer side SIDE pixels, with ground truth in
-    blue and detections in orange; what is missed or false has a thick line and says so."""
-    image = _fitted(load_image(record.path), SIDE)
-    size, labels = image.shape[1::-1] * 2, record.labels.double()
+    blue and detections in orange; what is missed or false says so."""
+    image, names = _fitted(load_image(record.path), SIDE), ascii_names(names)
+    size, labels = image.shape[1::-1] * 2, record.labels
     boxes = cxcywh_to_xyxy(labels[:, 1:]).numpy() * size
     found, scores, classes = record.detections.numpy()
     found = found * np.divide(size, record.image_size * 2)
-    missed, false, names = pairing.missed, pairing.false, ascii_names(names)
-    colours = [TRUTH] * len(boxes) + [FOUND] * len(pairing.detections)
-    all_boxes = np.concatenate((boxes, found[pairing.detections]))
-    image = draw_boxes(image, all_boxes, colours, [""] * len(colours))
-    texts = [f"missed {names[label]}" for label in labels[missed, 0].int()]
-    texts += [f"false {names[classes[i]]} {scores[i] * 100:.0f}%" for i in false]
-    colours = [TRUTH] * len(missed) + [FOUND] * len(false)
-    return draw_boxes(image, np.concatenate((boxes[missed], found[false])), colours, texts, 2)
+    missed = {i: f"missed {names[int(labels[i, 0])]}" for i in pairing.missed}
+    false = {i: f"false {names[classes[i]]} {scores[i]:.0%}" for i in pairing.false}
+    chosen, truths = pairing.detections, range(len(boxes))
+    texts = [missed.get(i, "") for i in truths] + [false.get(i, "") for i in chosen]
+    colours = [TRUTH] * len(boxes) + [FOUND] * len(chosen)
+    return draw_boxes(image, np.concatenate((boxes, found[chosen])), colours, texts)
 
 
 def read_results(path: str | Path) -> dict[str, np.ndarray]:
@@ -194,15 +187,13 @@ def _figure(width: float, height: float):
     return Figure((width, height), layout="constrained")
 
 
-def _draw_curves(curves: dict, values: np.ndarray, mean, names: Sequence[str], x: str, y: str):
+def _draw_curves(curves, values, mean, names, x, y):
     """curves: (x, y) of each class; values (C,): for the legend; mean: (x, y)."""
     figure, names = _figure(6.4, 5.6), ascii_names(names)
     axes = figure.subplots()
-    order = sorted(curves, key=lambda label: -values[label])
-    for place, label in enumerate(order):
-        named = len(order) <= NAMED or min(place, len(order) - 1 - place) < 5
-        text = f"{values[label]:.3f} {names[label]}"
-        style = {"label": text} if named else {"color": "0.8", "zorder": 1}
+    for label in sorted(curves, key=lambda label: -values[label]):
+        named = {"label": f"{values[label]:.3f} {names[label]}"}
+        style = named if len(curves) <= NAMED else {"color": "0.8"}
         axes.plot(*curves[label], drawstyle="steps-pre", linewidth=1, **style)
     axes.plot(*mean, "k", linewidth=2.5, label="mean of the classes")
     axes.set(xlabel=x, ylabel=y, xlim=(0, 1.01), ylim=(0, 1.01))
