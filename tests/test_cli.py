@@ -246,7 +246,8 @@ def test_val_gives_all_protocols_from_one_pass(call, run_folder, tmp_path, monke
     figures = result["map"], result["voc"]["map10"], result["coco"]["AP50"]
     assert figures == (0.5, 1.0, pytest.approx(1))
     sent = json.loads((tmp_path / "sent.json").read_text())
-    assert [(each["image_id"], each["category_id"]) for each in sent] == [(n, 1) for n in range(10)]
+    assert [each["image_id"] for each in sent] == list(range(1, 11))
+    assert {each["category_id"] for each in sent} == {1}
     middle = pytest.approx([20, 15, 40, 30], abs=0.01)  # the middle half of 80 x 60
     assert all(each["bbox"] == middle for each in sent)
     monkeypatch.setattr("yolov4.evaluation.collect", None)  # is checked before the pass

@@ -14,7 +14,7 @@ __all__ = list(_HOME)
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str):
+def __getattr__(name):
     if name not in _HOME:
         raise AttributeError(f"module 'yolov4' has no attribute {name!r}")
     module = importlib.import_module(f"yolov4.{_HOME[name]}")

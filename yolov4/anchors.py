@@ -1,19 +1,16 @@
 """Anchors for a data set by k-means with 1 - IoU as the distance, and how well anchors fit boxes.
 Source: YOLOv2 (arXiv 1612.08242) section 2, Darknet's src/detector.c (calc_anchors); k-means++."""
 
-from collections.abc import Sequence
-from pathlib import Path
-
 import numpy as np
 
-from yolov4.cfg import Network, Yolo
+from yolov4.cfg import Yolo
 from yolov4.data import label_path, load_image, read_image_list, read_labels
 
 FITTED = 20_000  # boxes that k-means uses, drawn from the seed; all of them are measured
 RESTARTS, ROUNDS = 10, 300
 
 
-def box_sizes(paths: Sequence[Path], size: tuple[int, int], letter_box: bool = False) -> np.ndarray:
+def box_sizes(paths, size, letter_box=False):
     """Width and height of all labelled boxes in pixels of the network input, (n, 2) float64.
     size: (width, height) of the input.  letter_box: images keep their aspect, so each is read."""
     rows = [np.zeros((0, 2))]
@@ -27,13 +24,13 @@ def box_sizes(paths: Sequence[Path], size: tuple[int, int], letter_box: bool = F
     return sizes[(sizes > 0).all(1)]
 
 
-def size_iou(sizes: np.ndarray, anchors: np.ndarray) -> np.ndarray:
+def size_iou(sizes, anchors):
     """IoU of boxes with one centre.  sizes (n, 2), anchors (k, 2), width and height -> (n, k)"""
     shared = np.minimum(sizes[:, None], anchors[None]).prod(2)
     return shared / (sizes.prod(1)[:, None] + anchors.prod(1)[None] - shared)
 
 
-def kmeans_anchors(sizes: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
+def kmeans_anchors(sizes, count, seed=0):
     """The anchors (count, 2) with the highest mean IoU of all restarts, by rising area.
     sizes (n, 2) > 0.  Raises ValueError for fewer different boxes than anchors."""
     different = len(np.unique(sizes, axis=0))
@@ -64,15 +61,15 @@ def _kmeans(sizes, count, rng):
     return anchors
 
 
-def heads(network: Network) -> list[Yolo]:
+def heads(network):
     return [section for section in network.sections if isinstance(section, Yolo)]
 
 
-def as_text(anchors: np.ndarray) -> str:
+def as_text(anchors):
     return ", ".join(f"{width:g},{height:g}" for width, height in anchors)
 
 
-def describe(sizes: np.ndarray, anchors: np.ndarray, masks: Sequence[Sequence[int]]) -> str:
+def describe(sizes, anchors, masks):
     """Mean IoU and recall of anchors (N, 2) on sizes (n, 2), and each head's share of the boxes."""
     iou = size_iou(sizes, anchors)
     best, owner = iou.max(1), iou.argmax(1)
@@ -87,7 +84,7 @@ def describe(sizes: np.ndarray, anchors: np.ndarray, masks: Sequence[Sequence[in
     return "\n".join(lines)
 
 
-def with_anchors(network: Network, text: str, anchors: np.ndarray) -> str:
+def with_anchors(network, text, anchors):
     """The text of the network's cfg with new anchors in each [yolo], every other line as it was."""
     lines = text.splitlines(keepends=True)
     for yolo in heads(network):
@@ -100,13 +97,7 @@ def with_anchors(network: Network, text: str, anchors: np.ndarray) -> str:
     return "".join(lines)
 
 
-def fit(
-    image_list: str | Path,
-    network: Network | None = None,
-    size: tuple[int, int] | None = None,
-    count: int | None = None,
-    seed: int = 0,
-) -> tuple[np.ndarray, list[str]]:
+def fit(image_list, network=None, size=None, count=None, seed=0):
     """Anchors (count, 2) in whole pixels for the boxes of a list, and lines that compare them with
     the network's.  size and count: the network's by default, else 9 anchors."""
     yolos = heads(network) if network else []

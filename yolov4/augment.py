@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from numpy.random import Generator
 
 STEP = 64  # OpenCV converts so many pixels of a row from HSV together and rounds the rest otherwise
 
@@ -29,7 +28,7 @@ class CropParams(NamedTuple):
     exposure: float = 1.0
 
 
-def draw_crop(rng: Generator, net, head, image_size: tuple, size: tuple) -> CropParams:
+def draw_crop(rng, net, head, image_size, size):
     """Parameters for a source of image_size.  net: flip, hue, ..., letter_box; head: jitter, ..."""
     draws = rng.random(2, dtype=np.float32)  # `resize` draws for left and top, for right and bottom
     crop = [_draw_offset(rng, side, head, draw) for side in image_size for draw in draws]
@@ -56,26 +55,26 @@ def _draw_offset(rng, side, head, resize_draw):
     return int(offset + resize_draw * (highest - lowest) + lowest)
 
 
-def draw_factor(rng: Generator, limit: float) -> float:
+def draw_factor(rng, limit):
     """Uniform in 1..limit, inverted with probability 1/2 (Darknet's rand_scale)."""
     factor = 1 + rng.random() * (limit - 1)
     return factor if rng.random() < 0.5 else 1 / factor
 
 
-def draw_cut(rng: Generator, size: tuple[int, int]) -> tuple[int, int]:
+def draw_cut(rng, size):
     """Where a mosaic is cut: (x, y), uniform in 20..80 % of width and height, whole pixels."""
     low = np.float32(0.2)
     ends = [(int(side * low), int(side * (1 - low))) for side in size]
     return tuple(int(rng.integers(*each, endpoint=True)) for each in ends)
 
 
-def draw_effects(rng: Generator, net) -> tuple[int, int]:
+def draw_effects(rng, net):
     """Amounts for `blur` (none, background, all: 1/3 each) and `gaussian_noise` (on: 1/2)."""
     amount = (0, 1, net.blur)[rng.integers(3)] if net.blur else 0
     return amount, net.gaussian_noise if net.gaussian_noise and rng.random() < 0.5 else 0
 
 
-def draw_noise(rng: Generator, size: tuple[int, int], sigma: int) -> np.ndarray | None:
+def draw_noise(rng, size, sigma):
     """Normal noise of `sigma` grey levels to add, uint8 (H, W, 3); None for 0.
     Darknet draws it unsigned: it only brightens."""
     if sigma <= 0:
@@ -84,7 +83,7 @@ def draw_noise(rng: Generator, size: tuple[int, int], sigma: int) -> np.ndarray 
     return np.clip(np.rint(noise), 0, 255).astype(np.uint8)
 
 
-def push_to_corner(params: CropParams, corner: int) -> CropParams:
+def push_to_corner(params, corner):
     """Sums the offsets of an axis on the side away from a corner (0 top left, 1 top right ...)."""
     pleft, pright, ptop, pbot, flip, *_ = params
     pair = [0, pleft + pright]
@@ -152,12 +151,12 @@ def _tile_span(second, cut, side, before, after):
     return 0, cut, side - cut - min(side - cut, after)
 
 
-def mixup(a: tuple, b: tuple, share: float = 0.5) -> tuple[np.ndarray, np.ndarray]:
+def mixup(a, b, share=0.5):
     """Blends two (image, labels) of one size, with a `share` of the first; keeps all labels."""
     return cv2.addWeighted(a[0], share, b[0], 1 - share, 0), np.concatenate((a[1], b[1]))
 
 
-def blur(image: np.ndarray, labels: np.ndarray, amount: int) -> np.ndarray:
+def blur(image, labels, amount):
     """Gaussian blur: amount 0 none, 1 the background only (objects stay sharp), else its size."""
     size = image.shape[1::-1]
     if amount > 1:  # at most an eighth of the smallest object; none in an image without objects
@@ -175,7 +174,7 @@ def blur(image: np.ndarray, labels: np.ndarray, amount: int) -> np.ndarray:
     return blurred
 
 
-def empty_border(params: CropParams, image_size: tuple, size: tuple) -> tuple[int, int, int, int]:
+def empty_border(params, image_size, size):
     """Left, right, top, bottom pixels of the augmented image that lie beyond the source."""
     left, top, _, _ = _rectangle(params, image_size)
     right, bottom = int(params.pright), int(params.pbot)

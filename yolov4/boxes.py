@@ -9,36 +9,36 @@ from torch import Tensor
 BLOCK = 512  # boxes that nms decides on at once: memory grows with boxes * BLOCK
 
 
-def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor, device):
     """A tensor of the host on `device`, without waiting for the device as `new_tensor` does."""
     if device.type == "cuda":  # copies from page-locked memory are asynchronous
         return tensor.pin_memory().to(device, non_blocking=True)
     return tensor.to(device)
 
 
-def corners(boxes: Tensor) -> tuple[Tensor, Tensor]:
+def corners(boxes):
     """(..., 4) cxcywh -> (left, top), (right, bottom), (..., 2) each"""
     half = boxes[..., 2:] / 2
     return boxes[..., :2] - half, boxes[..., :2] + half
 
 
-def cxcywh_to_xyxy(boxes: Tensor) -> Tensor:
+def cxcywh_to_xyxy(boxes):
     """(..., 4) cxcywh -> xyxy"""
     return torch.cat(corners(boxes), -1)
 
 
-def xyxy_to_cxcywh(boxes: Tensor) -> Tensor:
+def xyxy_to_cxcywh(boxes):
     """(..., 4) xyxy -> cxcywh"""
     low, high = boxes[..., :2], boxes[..., 2:]
     return torch.cat(((low + high) / 2, high - low), -1)
 
 
-def xyxy_to_xywh(boxes: Tensor) -> Tensor:
+def xyxy_to_xywh(boxes):
     """(..., 4) xyxy -> left, top, width, height"""
     return torch.cat((boxes[..., :2], boxes[..., 2:] - boxes[..., :2]), -1)
 
 
-def relative_boxes(boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
+def relative_boxes(boxes, image_size):
     """(..., 4) xyxy in pixels of an image of (width, height) -> cxcywh relative to it"""
     return xyxy_to_cxcywh(boxes) / boxes.new_tensor((*image_size, *image_size))
 
@@ -69,7 +69,7 @@ def box_iou(a: Tensor, b: Tensor, kind: str = "iou", exponent: float = 0.6) -> T
     return torch.where(diagonal > 0, iou - distance - aspect * alpha, iou)
 
 
-def iou_gradient(boxes: Tensor, targets: Tensor, kind: str) -> Tensor:
+def iou_gradient(boxes, targets, kind):
     """Darknet's gradient of an IoU with respect to boxes, pair by pair, not what autograd gives.
 
     boxes, targets: (n, 4) cxcywh relative -> (n, 4) dx, dy, dw, dh.  Kept as it is there: w, h are
@@ -113,12 +113,12 @@ def iou_gradient(boxes: Tensor, targets: Tensor, kind: str) -> Tensor:
     return torch.where(apart, extra, gradient + extra)
 
 
-def _area(sides: Tensor) -> Tensor:
+def _area(sides):
     """(..., 2) -> (...); the gradient of `prod` would wait for the device."""
     return sides[..., 0] * sides[..., 1]
 
 
-def _aspect(a: Tensor, b: Tensor, iou: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _aspect(a, b, iou):
     """CIoU's difference of angles, its square in 0..1, and the weight of that, all (...)."""
     angle = torch.atan(b[..., 2] / b[..., 3]) - torch.atan(a[..., 2] / a[..., 3])
     aspect = 4 / math.pi**2 * angle.square()

@@ -4,8 +4,8 @@ Source: the parse_* functions of Darknet's src/parser.c, and src/option_list.c."
 import difflib
 import re
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args, get_origin
 
@@ -203,7 +203,7 @@ class Network(NamedTuple):
     sections: tuple[Section, ...]
     name: str = "cfg"
 
-    def where(self, section: Section, key: str = "") -> str:
+    def where(self, section, key=""):
         """`x.cfg:14: [yolo]`: the line of a section's key, or of its header, for messages."""
         line = section.lines.get(key, section.lines.get("", 0))
         return f"{self.name}:{line}: [{section.kind}]"
@@ -281,7 +281,7 @@ def read_cfg(path: str | Path) -> Network:
     return parse_cfg(read_text(path), str(path))
 
 
-def raw_sections(text: str, name: str, kind: str = "") -> list[tuple[str, int, Options]]:
+def raw_sections(text, name, kind=""):
     """Text in the form of a .cfg -> (kind, line of the header, options) of each section.
     `kind`: of the first lines, where a file has them before any header, as a .data file."""
     found: list[tuple[str, int, Options]] = [(kind, 0, {})] if kind else []
@@ -298,7 +298,7 @@ def raw_sections(text: str, name: str, kind: str = "") -> list[tuple[str, int, O
     return found
 
 
-def section_values(kind: str, line: int, options: Options, name: str) -> dict:
+def section_values(kind, line, options, name):
     """Options of a section, see `raw_sections` -> values of its fields."""
     if kind not in KINDS:
         expected = ", ".join(KINDS)
@@ -322,12 +322,12 @@ def section_values(kind: str, line: int, options: Options, name: str) -> dict:
     return values
 
 
-def _keys(kind: str) -> dict[str, Field]:
+def _keys(kind):
     """Key in a .cfg -> field of the section."""
     return {f.name.rstrip("_"): f for f in fields(KINDS[kind]) if f.name != "lines"}
 
 
-def _value(key: str, text: str, hint: type):
+def _value(key, text, hint):
     """Text of a value -> the type of its field.  Raises ValueError with what was expected."""
     if hint is bool or get_origin(hint) is Literal:
         choices = {str(choice): choice for choice in get_args(hint)} or {"0": False, "1": True}
@@ -350,7 +350,7 @@ def _value(key: str, text: str, hint: type):
     return value
 
 
-def parse_anchors(text: str) -> Anchors:
+def parse_anchors(text):
     """`12,16, 19,36` -> ((12, 16), (19, 36)), width and height in pixels of the network input.
     Raises ValueError with what was expected."""
     numbers = _value("anchors", text, tuple[float, ...])
@@ -362,7 +362,7 @@ def parse_anchors(text: str) -> Anchors:
 def format_cfg(net: Net, sections: tuple[Section, ...]) -> str:
     """Typed sections -> text of a .cfg that `parse_cfg` reads back to equal sections."""
 
-    def text(value) -> str:
+    def text(value):
         if isinstance(value, tuple):
             return (", " if value and isinstance(value[0], tuple) else ",").join(map(text, value))
         return f"{value:.9g}" if isinstance(value, float | bool) else str(value)
@@ -378,7 +378,7 @@ def format_cfg(net: Net, sections: tuple[Section, ...]) -> str:
     return "\n".join(blocks)
 
 
-def read_data(path: str | Path) -> dict[str, str]:
+def read_data(path):
     """Reads a .data file.  Its paths are resolved against the file's folder where they exist there,
     as users move such folders; else they stay relative to the current one, as in Darknet."""
     ((_, _, found), *_) = raw_sections(read_text(path), str(path), "data")
@@ -390,14 +390,12 @@ def read_data(path: str | Path) -> dict[str, str]:
     return options
 
 
-def read_names(path: str | Path) -> list[str]:
+def read_names(path):
     """Class names, one per line."""
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
 
 
-def names_of_classes(
-    names: str | Path | Sequence[str] | None, classes: int, where: str | Path = "names"
-) -> list[str]:
+def names_of_classes(names, classes, where="names"):
     """Class names of a file, or those given, or the numbers of the classes where there are none.
     Raises ValueError with the file, or else `where`, unless there is one per class."""
     if isinstance(names, str | Path):

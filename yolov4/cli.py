@@ -10,7 +10,6 @@ import sys
 import warnings
 from argparse import BooleanOptionalAction
 from collections import deque
-from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from functools import partial
@@ -40,24 +39,24 @@ SHOWN = 8  # images of the validation list that detect takes without arguments
 OPENCV_LIMIT = 5e-3  # OpenCV rounds convolutions differently; wrong weights are off by far more
 
 
-def say(line: str) -> None:
+def say(line):
     """Prints above the progress bar, and at once where the output is a file."""
     tqdm.write(line)
     sys.stdout.flush()
 
 
-def write(path: str | Path, text: str) -> None:
+def write(path, text):
     with replacing(path) as part:
         part.write_text(text, encoding="utf-8", newline="\n")
 
 
-def complain(message, *_) -> None:
+def complain(message, *_):
     """One line on stderr, above the progress bar."""
     tqdm.write(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
 
 
 @contextmanager
-def one_line_errors() -> Iterator[None]:
+def one_line_errors():
     """Warnings, ValueError and OSError as one line on stderr; exit code 1, or 130 for Ctrl-C."""
     warnings.showwarning = complain
     try:
@@ -71,14 +70,14 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(130)
 
 
-def positive(text: str) -> int:
+def positive(text):
     number = int(text)
     if number < 1:
         raise ValueError
     return number
 
 
-def network_size(text: str) -> tuple[int, int]:
+def network_size(text):
     width, height = map(positive, text.lower().split("x"))
     return width, height
 
@@ -107,7 +106,7 @@ FILES = f"""{RUNS}
 ROW = r"^(\S+)(?: (([^\s=?*+]+)(?:=([^\s?*+]+))?)([?*+]?))?  +(.+(?:\n +.+)*)"  # of a table
 
 
-def new_parser(command: Callable, *tables: str) -> argparse.ArgumentParser:
+def new_parser(command, *tables):
     """A parser with the options of the tables; its description is the command's docstring.
 
     A table is the title of a group, or nothing, and rows `--flag KIND=DEFAULT  help`.  `a|b` are
@@ -176,7 +175,7 @@ TRAIN = (
 
 
 @one_line_errors()
-def train() -> None:
+def train():
     """Trains a network. Without flags: cfg/yolov4-voc.cfg on cfg/voc.data from
     pretrain/yolov4.conv.137 with Darknet's loss. The cfg holds where no flag and no recipe says
     otherwise."""
@@ -215,7 +214,7 @@ def train() -> None:
     run.say(f"{folder}: chart.png, results.csv, {weights}, last.pt")
 
 
-def new_settings(flags: dict) -> Settings:
+def new_settings(flags):
     """Settings of a new run; names the missing files and the commands that make them."""
     source, weights = flags.get("data", DATA), None if "cfg" in flags else WEIGHTS
     weights, data, missing = flags.get("weights", weights), read_data(source), []
@@ -273,7 +272,7 @@ VAL = """
 
 
 @one_line_errors()
-def val() -> None:
+def val():
     """mAP, precision, recall, F1 and average IoU as `darknet detector map` counts them; VOC's and
     COCO's figures from the same pass. Without arguments: the newest run's best weights on its
     validation list."""
@@ -332,7 +331,7 @@ sources SOURCE*       images, folders, .txt lists, globs, videos, a camera's num
 
 
 @one_line_errors()
-def detect() -> None:
+def detect():
     """Finds objects, draws and saves them. Without arguments: the newest run's best weights on 8
     images of its validation list."""
     parser = new_parser(detect, DETECT, FILES, INFERENCE)
@@ -486,7 +485,7 @@ out OUT?             .weights or .pt (default: beside IN)
 
 
 @one_line_errors()
-def convert() -> None:
+def convert():
     """Converts a .pt checkpoint to Darknet's .weights, with .cfg and .names beside it, and back."""
     given = new_parser(convert, CONVERT, FILES).parse_args()
 
@@ -530,7 +529,7 @@ def convert() -> None:
             print(compare_with_opencv(target, net, given.verify, source.parent))
 
 
-def compare_with_opencv(weights: Path, net: Net, image: str, run: Path) -> str:
+def compare_with_opencv(weights, net, image, run):
     """Compares predictions on an image, else the run's first for validation, else on noise."""
     import cv2
     import torch
@@ -569,7 +568,7 @@ out OUT?             default: beside the weights, with the suffix .onnx
 
 
 @one_line_errors()
-def export() -> None:
+def export():
     """Writes an .onnx for any batch size: images (batch, 3, height, width), RGB 0..1 -> boxes
     (batch, N, 4), xyxy relative to the network input, and scores (batch, N, classes) = objectness *
     class probability."""
@@ -631,7 +630,7 @@ list LIST            list of images; labels as for training
 
 
 @one_line_errors()
-def anchors() -> None:
+def anchors():
     """Computes anchors for a list of images by k-means and compares them with those of a cfg."""
     parser = new_parser(anchors, ANCHORS)
     parser.epilog = ADVICE
@@ -672,7 +671,7 @@ sources SOURCE+      VOCdevkit or one of its folders; a folder with COCO's annot
 
 
 @one_line_errors()
-def labels(format: str | None = None) -> None:
+def labels(format=None):
     """VOC XML or COCO JSON -> Darknet's labels, lists of images, .names and .data."""
     given = new_parser(labels, LABELS).parse_args()
 
@@ -706,7 +705,7 @@ name NAME?           {", ".join(PRESETS)}; or a .cfg, whose layers are printed
 
 
 @one_line_errors()
-def cfg() -> None:
+def cfg():
     """Writes a network as a .cfg, for any classes, anchors, size; or prints a .cfg's layers."""
     parser = new_parser(cfg, CFG_OPTIONS)
     changes = {key: value for key, value in vars(parser.parse_args()).items() if value is not None}

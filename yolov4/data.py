@@ -9,7 +9,7 @@ import signal
 import sys
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
@@ -22,7 +22,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from yolov4 import augment
-from yolov4.cfg import Net, Yolo
 from yolov4.files import read_text
 
 LARGEST = 1 << 24  # value in a label: what float32 holds exactly
@@ -32,7 +31,7 @@ NO_IMAGE, NO_LABELS = "images that do not exist", "images without a label file"
 BAD_CLASS = "boxes of an unknown class"
 
 
-def keep_freed_memory() -> None:
+def keep_freed_memory():
     """From here on this process keeps the memory it frees (glibc's mallopt): a fresh page costs a
     fault.  It makes 41 % more training images/s on two cores."""
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
@@ -40,7 +39,7 @@ def keep_freed_memory() -> None:
         libc.mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
-def label_path(image_path: str | Path) -> Path:
+def label_path(image_path):
     """An image's label file: the last folder `JPEGImages` or `images` becomes `labels`, or beside
     the image.  The first of the two that exists, else the first."""
     path = Path(image_path)
@@ -52,7 +51,7 @@ def label_path(image_path: str | Path) -> Path:
     return beside
 
 
-def read_image_list(path: str | Path) -> list[Path]:
+def read_image_list(path):
     """Image paths of a list, one per line; relative to the list's folder, else to the current."""
     folder, lines = Path(path).parent, read_text(path).replace("\\", "/").splitlines()
     images = [Path(line.strip()) for line in lines if line.strip()]
@@ -62,7 +61,7 @@ def read_image_list(path: str | Path) -> list[Path]:
     return [b if b.exists() or not i.exists() else i for i, b in zip(images, beside, strict=True)]
 
 
-def read_labels(path: str | Path) -> np.ndarray:
+def read_labels(path):
     """Labels, float32 (n, 5): class, cx, cy, w, h, relative; none where there is no file, as in
     Darknet.  Raises ValueError with file and line for anything else."""
     rows = [row for _, row in _label_rows(Path(path))] if Path(path).exists() else []
@@ -83,7 +82,7 @@ def _label_rows(path):
             yield number, row
 
 
-def load_image(path: str | Path) -> np.ndarray:
+def load_image(path):
     """The image, uint8 (H, W, 3) BGR, turned as its EXIF says.  ValueError if it cannot be read."""
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such file")
@@ -107,7 +106,7 @@ class DatasetReport:
     boxes: Counter[int] = field(default_factory=Counter)
     findings: dict[str, list] = field(default_factory=lambda: defaultdict(list))
 
-    def lines(self) -> list[str]:
+    def lines(self):
         """The report for the screen, one string per line."""
         usable, counts = len(self.usable), [self.boxes[index] for index in range(len(self.names))]
         labelled = usable - self.empty - len(self.findings.get(NO_LABELS, []))
@@ -117,7 +116,7 @@ class DatasetReport:
         every = f"  counters_per_class={','.join(map(str, counts))}"
         return [f"{self.source}: {head}, {self.boxes.total()} boxes", *rows, every, *notes]
 
-    def check(self) -> None:
+    def check(self):
         """Raises ValueError if the data cannot be trained on or evaluated."""
         for what in (NO_IMAGE, BAD_CLASS):
             if found := self.findings.get(what):
@@ -127,12 +126,7 @@ class DatasetReport:
             raise ValueError(f"{self.source}: found 0 boxes, expected labels with boxes: {first}")
 
 
-def inspect(
-    paths: Iterable[str | Path],
-    names: Sequence[str],
-    size: tuple[int, int],
-    source: str | Path = "images",
-) -> DatasetReport:
+def inspect(paths, names, size, source="images"):
     """Looks at all images and labels without decoding: first bytes tell whether a file is an image.
     names: of the classes; size: of the network input; source: what the report calls the list."""
     report = DatasetReport(str(source), names)
@@ -180,9 +174,7 @@ class TrainingSet(Dataset):
     decoded images, which fork shares with the workers.  An image that cannot be read is replaced by
     the next one that the sample draws."""
 
-    def __init__(
-        self, paths: Sequence[str | Path], net: Net, head: Yolo, seed: int, cache: float = 0.0
-    ):
+    def __init__(self, paths, net, head, seed, cache=0.0):
         if net.mosaic and net.letter_box:
             raise ValueError("[net]: mosaic=1 cannot be combined with letter_box=1")
         self.paths, self.net, self.head, self.seed = [str(path) for path in paths], net, head, seed
@@ -197,7 +189,7 @@ class TrainingSet(Dataset):
                 break
             self.images[path] = image
 
-    def __getitem__(self, key: tuple[int, tuple[int, int]]) -> Sample:
+    def __getitem__(self, key):
         index, size = key
         rng, faults = np.random.default_rng((self.seed, index)), []
         image, labels, files = self._picture(rng, size, faults)
@@ -248,7 +240,7 @@ class TrainingSet(Dataset):
         return path, empty, augment.CropParams()
 
 
-def collate(samples: Sequence[Sample]) -> Sample:
+def collate(samples):
     """Samples of one size -> a mini-batch."""
     images, labels, files, faults = zip(*samples, strict=True)
     counts = torch.tensor([len(rows) for rows in labels])
@@ -257,7 +249,7 @@ def collate(samples: Sequence[Sample]) -> Sample:
     return Sample(torch.stack(images), targets, list(files), list(chain.from_iterable(faults)))
 
 
-def training_size(net: Net, head: Yolo, iteration: int, seed: int) -> tuple[int, int]:
+def training_size(net, head, iteration, seed):
     """Input size of an iteration: the network's, or with `random` another every ten iterations."""
     if not head.random:
         return net.width, net.height
@@ -272,9 +264,7 @@ def training_size(net: Net, head: Yolo, iteration: int, seed: int) -> tuple[int,
     return width, height
 
 
-def mini_batches(
-    net: Net, head: Yolo, seed: int, start: int, end: int, rank: int = 0, world: int = 1
-) -> Iterator[list[tuple[int, tuple[int, int]]]]:
+def mini_batches(net, head, seed, start, end, rank=0, world=1):
     """Keys of this rank's mini-batches in iterations start..end-1.  Iteration t has the samples
     t * batch ... in `subdivisions` mini-batches, in equal runs over the ranks."""
     subdivisions = max(net.subdivisions, world)
@@ -290,9 +280,9 @@ def mini_batches(
 
 
 def training_batches(
-    paths: Sequence[str | Path], net: Net, head: Yolo, seed: int, start: int, end: int,
-    workers: int, rank: int = 0, world: int = 1, pin_memory: bool = False, cache: float = 0.0,
-) -> DataLoader:  # fmt: skip
+    paths, net, head, seed, start, end,
+    workers, rank = 0, world = 1, pin_memory = False, cache = 0.0,
+):  # fmt: skip
     """Mini-batches of iterations start..end-1 as `collate` makes them, from `workers` processes;
     to be iterated once."""
     if cache and workers and multiprocessing.get_start_method() != "fork":

@@ -63,7 +63,7 @@ class Candidates(NamedTuple):
     prediction: Tensor  # (n,) int64, index among those of the image, one head after the other
 
 
-def by_anchor(logits: Tensor, head: Head) -> Tensor:
+def by_anchor(logits, head):
     """logits (B, A * (5 + C), h, w) -> a view (B, A, h, w, 5 + C)"""
     return logits.unflatten(1, (len(head.anchors), -1)).permute(0, 1, 3, 4, 2)
 
@@ -75,12 +75,7 @@ def decode(logits: Tensor, head: Head) -> Decoded:
     return Decoded(boxes, values[..., 4].float().sigmoid(), values[..., 5:].float().sigmoid())
 
 
-def decode_boxes(
-    values: Tensor,
-    head: Head,
-    grid: tuple[int, int],
-    indices: tuple[Tensor, Tensor, Tensor] | None = None,
-) -> Tensor:
+def decode_boxes(values, head, grid, indices=None):
     """Boxes (..., 4) cxcywh relative to the network input.  grid: (rows, columns).
 
     values: (B, A, h, w, 4+) of all predictions; or (n, 4+) of those at indices, (n,) each:
@@ -98,12 +93,12 @@ def decode_boxes(
     return torch.cat((centres, sides * to_device(anchors, device)[anchor]), -1)
 
 
-def relative_anchors(anchors: Sequence, head: Head, grid: tuple[int, int]) -> Tensor:
+def relative_anchors(anchors, head, grid):
     """anchors (n, 2) in pixels -> relative to the network input of `grid` cells (rows, columns)"""
     return torch.tensor(anchors) / (torch.tensor(grid[::-1]) * head.stride)
 
 
-def box_outputs(values: Tensor, head: Head) -> Tensor:
+def box_outputs(values, head):
     """(..., 4+) logits -> (..., 4) as Darknet's layer holds them: x, y in cells from the cell's
     corner; w, h as logits, or after the logistic with new_coords."""
     centres, sides = values[..., :2].float().sigmoid(), values[..., 2:4].float()
@@ -111,7 +106,7 @@ def box_outputs(values: Tensor, head: Head) -> Tensor:
     return torch.cat((centres, sides.sigmoid() if head.new_coords else sides), -1)
 
 
-def class_scores(decoded: Decoded) -> Tensor:
+def class_scores(decoded):
     """Objectness * class probability, (..., C)."""
     return decoded.objectness[..., None] * decoded.classes
 
@@ -152,14 +147,7 @@ def detections_from_logits(
     )
 
 
-def detections_from_candidates(
-    candidates: Candidates,
-    head: Head,
-    image_sizes: Sequence[tuple[int, int]],
-    network_size: tuple[int, int],
-    nms_thresh: float,
-    letter_box: bool,
-) -> list[Detections]:
+def detections_from_candidates(candidates, head, image_sizes, network_size, nms_thresh, letter_box):
     """Candidates of a batch -> Detections, one per image; sizes are (width, height) in pixels.
     nms_kind and beta_nms are the head's; nms_thresh 0: no suppression."""
     detections = []
@@ -186,7 +174,7 @@ def detections_from_candidates(
     return detections
 
 
-def fitted_size(image_size: tuple[int, int], network_size: tuple[int, int]) -> tuple[int, int]:
+def fitted_size(image_size, network_size):
     """(width, height) of an image that fills a network's letter box, its aspect kept, truncated."""
     (width, height), (network_width, network_height) = image_size, network_size
     if network_width / width < network_height / height:

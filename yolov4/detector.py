@@ -14,7 +14,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
 from yolov4.cfg import names_of_classes
@@ -28,7 +28,7 @@ Source = str | Path | np.ndarray
 WORKERS = min(8, os.cpu_count() or 1)  # threads that read and resize images
 
 
-def resize_image(image: np.ndarray, size: tuple[int, int]) -> Tensor:
+def resize_image(image, size):
     """Bilinear on floats with aligned corners.  uint8 (H, W, 3) BGR, size (w, h) ->
     float32 (3, h, w) RGB in 0..1."""
     width, height = size
@@ -40,7 +40,7 @@ def resize_image(image: np.ndarray, size: tuple[int, int]) -> Tensor:
     return pixels[0].div_(255)
 
 
-def letterbox_image(image: np.ndarray, size: tuple[int, int]) -> Tensor:
+def letterbox_image(image, size):
     """As `resize_image`, but with the aspect kept: centred, the rest grey (0.5)."""
     fitted = fitted_size(image.shape[1::-1], size)
     x, y = np.subtract(size, fitted).tolist()
@@ -48,7 +48,7 @@ def letterbox_image(image: np.ndarray, size: tuple[int, int]) -> Tensor:
     return F.pad(resize_image(image, fitted), borders, value=0.5)
 
 
-def choose_device(name: str | None = None) -> torch.device:
+def choose_device(name=None):
     """The device of that name; None: cuda, else mps, else cpu.  Raises ValueError if missing."""
     gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     known = ["cuda", *gpus] if gpus else []
@@ -60,9 +60,7 @@ def choose_device(name: str | None = None) -> torch.device:
 
 
 @torch.no_grad()
-def for_inference(
-    model: Darknet, device: torch.device, compiled: bool = False, dtype: torch.dtype = torch.float32
-) -> Callable[[Tensor], list[Tensor]]:
+def for_inference(model, device, compiled=False, dtype=torch.float32):
     """Fuses the model in place, channels last, and packs it for a CPU or compiles it.
 
     Returns images (B, C, h, w) of dtype, channels last -> logits of each head, of dtype; call it
@@ -95,7 +93,7 @@ class PackedConv2d(nn.Module):
     """A Conv2d on the CPU, without gradient: weights are laid out for oneDNN once instead of at
     every call (bfloat16 +13 %, float32 +1 %).  Source: torch._inductor, mkldnn_fusion."""
 
-    def __init__(self, conv: nn.Conv2d, input_shape: tuple[int, int, int]):
+    def __init__(self, conv, input_shape):
         super().__init__()
         self.window = conv.padding, conv.stride, conv.dilation, conv.groups
         self.weight = torch.ops.mkldnn._reorder_convolution_weight(
@@ -103,7 +101,7 @@ class PackedConv2d(nn.Module):
         )
         self.bias = conv.bias
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         """(B, C, h, w) -> (B, filters, h', w')"""
         return torch.ops.mkldnn._convolution_pointwise(
             x, self.weight, self.bias, *self.window, "none", [], ""

@@ -11,7 +11,7 @@ import torch.distributed as dist
 PATIENCE = timedelta(minutes=30)  # the others wait while the first process evaluates
 
 
-def join(device: torch.device) -> tuple[torch.device, int, int]:
+def join(device):
     """Joins the group that torchrun started.  Returns this process' device, its rank and how many
     there are; rank 0 writes and prints."""
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
@@ -22,7 +22,7 @@ def join(device: torch.device) -> tuple[torch.device, int, int]:
     return device, rank, world
 
 
-def leave() -> None:
+def leave():
     """Leaves the group, once gloo's threads have released the last tensors; else they may abort
     a process that ends."""
     if dist.is_initialized():
@@ -31,7 +31,7 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
-def in_any(flag: bool, device: torch.device) -> bool:
+def in_any(flag, device):
     """Whether the flag is set in any process."""
     if not dist.is_initialized():
         return flag
@@ -40,7 +40,7 @@ def in_any(flag: bool, device: torch.device) -> bool:
     return votes.item() > 0
 
 
-def lost_process(error: RuntimeError) -> bool:
+def lost_process(error):
     """Whether the error means that a process of the group, or one that loads images, died."""
     messages = "gloo", "DataLoader worker"
     return isinstance(error, dist.DistError) or any(text in str(error) for text in messages)

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from yolov4.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from yolov4.cfg import format_cfg, names_of_classes, parse_cfg
-from yolov4.decoding import Candidates, Detections, class_scores, decode, detections_from_candidates
+from yolov4.decoding import Candidates, class_scores, decode, detections_from_candidates
 from yolov4.files import replacing
 from yolov4.graph import find_heads, plan_layers
 from yolov4.model import Darknet
@@ -64,7 +64,7 @@ class OnnxNetwork:
     any other file.
     """
 
-    def __init__(self, path: str | Path, threads: int = 0):
+    def __init__(self, path, threads=0):
         try:
             import onnxruntime
         except ImportError:
@@ -91,15 +91,15 @@ class OnnxNetwork:
         if "nms_thresh" in written:
             self.suppression = Suppression(*(float(written[key]) for key in Suppression._fields))
 
-    def __call__(self, images: Tensor) -> list[Tensor]:
+    def __call__(self, images):
         """images (B, C, h, w) float, of the cfg's size -> the outputs that `export_onnx` names."""
         outputs = self.session.run(None, {"images": images.contiguous().numpy()})
         return [torch.from_numpy(output) for output in outputs]
 
     def detections(
-        self, images: Tensor, image_sizes: Sequence[tuple[int, int]], thresh: float,
-        nms_thresh: float, letter_box: bool,
-    ) -> list[Detections]:  # fmt: skip
+        self, images, image_sizes, thresh,
+        nms_thresh, letter_box,
+    ):  # fmt: skip
         """As `detections_from_logits`.  Raises ValueError where NMS in the graph has a higher
         thresh or another nms_thresh."""
         if self.suppression is None:
@@ -132,11 +132,11 @@ class Decoding(nn.Module):
     (B, N, classes) as `class_scores`; heads one after the other, in each by anchor, row and column.
     """
 
-    def __init__(self, model: Darknet):
+    def __init__(self, model):
         super().__init__()
         self.model = model
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images):
         logits = self.model(images)
         decoded = [decode(*each) for each in zip(logits, self.model.heads, strict=True)]
         boxes = torch.cat([each.boxes.flatten(1, 3) for each in decoded], 1)
@@ -206,7 +206,7 @@ def export_onnx(
     return Exported(predictions, *differences)
 
 
-def _trace(decoding: Decoding, images: Tensor, suffix: str):
+def _trace(decoding, images, suffix):
     """-> onnx.ModelProto for any batch, with outputs `boxes` and `scores`, and a suffix"""
     batch = torch.export.Dim("batch", max=1 << 16)  # torch 2.6 takes no unbounded one
     with warnings.catch_warnings():

@@ -7,7 +7,6 @@ import os
 import shlex
 import shutil
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ MAX_TEXT = 1 << 28  # bytes of a cfg, list, label, XML or JSON file
 
 
 @contextlib.contextmanager
-def replacing(path: str | Path, keep: str | Path | None = None) -> Iterator[Path]:
+def replacing(path, keep=None):
     """Gives a path beside `path` to write to; when the block ends well, it replaces `path`.
 
     keep: path for the file that was there before.  Raises OSError with the path (disk full, no
@@ -46,7 +45,7 @@ def replacing(path: str | Path, keep: str | Path | None = None) -> Iterator[Path
             beside.unlink(missing_ok=True)
 
 
-def read_text(path: str | Path, errors: str = "strict") -> str:
+def read_text(path, errors="strict"):
     """Text of a UTF-8 file, with or without a byte order mark.  Raises ValueError for other bytes
     and for more than MAX_TEXT."""
     with Path(path).open("rb") as file:  # not by its size: a device has none
@@ -67,7 +66,7 @@ class Remote(NamedTuple):
     size: int
     md5: str = ""
 
-    def by_hand(self, path: str | Path) -> str:
+    def by_hand(self, path):
         """The command for a shell."""
         place = shlex.quote(str(path))
         return f"  curl -L --create-dirs -o {place} {self.urls[0]}   # {self.size} bytes"
@@ -113,7 +112,7 @@ def download(remote: Remote, path: str | Path) -> Path:
     raise ValueError(f"{path}: {reason}; by hand:\n{remote.by_hand(path)}")
 
 
-def _difference(path: Path, remote: Remote) -> str:
+def _difference(path, remote):
     """What is wrong with a file, or nothing."""
     if _size(path) != remote.size:
         return f"found {_size(path):,} bytes, expected {remote.size:,}"
@@ -127,5 +126,5 @@ def _difference(path: Path, remote: Remote) -> str:
     return ""
 
 
-def _size(path: Path) -> int:
+def _size(path):
     return path.stat().st_size if path.exists() else 0

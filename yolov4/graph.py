@@ -8,7 +8,6 @@ from yolov4.cfg import (
     Convolutional,
     Head,
     Maxpool,
-    Network,
     Reorg,
     Reorg3d,
     Route,
@@ -42,7 +41,7 @@ class Layer(NamedTuple):
     frees: tuple[int, ...] = ()  # outputs that nothing reads after this layer
 
 
-def plan_layers(network: Network) -> tuple[Layer, ...]:
+def plan_layers(network):
     """Raises ValueError `name:line: ...` where sections do not fit together."""
     net, sections, name = network
     image = net.channels, net.height, net.width
@@ -73,7 +72,7 @@ def plan_layers(network: Network) -> tuple[Layer, ...]:
     )
 
 
-def find_heads(network: Network, layers: tuple[Layer, ...]) -> tuple[Head, ...]:
+def find_heads(network, layers):
     """The heads in the order of the file.
     Raises ValueError `name:line: ...` where mask, anchors, filters or sizes do not fit together."""
     return tuple(
@@ -83,7 +82,7 @@ def find_heads(network: Network, layers: tuple[Layer, ...]) -> tuple[Head, ...]:
     )
 
 
-def _head(network: Network, layer: Layer, before: Section) -> Head:
+def _head(network, layer, before):
     (net, _, _), yolo, (channels, rows, columns) = network, layer.section, layer.input_shape
     mask = yolo.mask or tuple(range(yolo.num))
     if len(yolo.anchors) != yolo.num:
@@ -113,7 +112,7 @@ def _head(network: Network, layer: Layer, before: Section) -> Head:
     return Head(**keys, all_anchors=yolo.anchors, index=layer.index, stride=stride)
 
 
-def _sources(section: Section, index: int) -> tuple[int, ...]:
+def _sources(section, index):
     """Absolute indices of the layers that `section` reads."""
     references = getattr(section, "layers", getattr(section, "from_", ()))
     references = (references,) if isinstance(references, int) else references
@@ -124,7 +123,7 @@ def _sources(section: Section, index: int) -> tuple[int, ...]:
     return found if isinstance(section, Route) else (index - 1, *found)
 
 
-def _output(section: Section, shapes: list[Shape]) -> tuple[Shape, int, int]:
+def _output(section, shapes):
     """Output shape, parameters and FLOPs of a section that reads layers of these shapes."""
     channels, height, width = shapes[0]
     if len({shape[1:] for shape in shapes}) > 1 and not isinstance(section, ScaleChannels):
@@ -177,16 +176,16 @@ def _output(section: Section, shapes: list[Shape]) -> tuple[Shape, int, int]:
     return (channels, height, width), parameters, flops
 
 
-def _windows(shape: Shape, size: int, stride: int, padding: int) -> tuple[int, int]:
+def _windows(shape, size, stride, padding):
     """Rows and columns of windows on a layer that is padded by `padding` in all, truncated."""
     return (shape[1] + padding - size) // stride + 1, (shape[2] + padding - size) // stride + 1
 
 
-def convolution_padding(section: Convolutional) -> int:
+def convolution_padding(section):
     return section.size // 2 if section.pad else section.padding
 
 
-def maxpool_window(section: Maxpool) -> tuple[int, int, int]:
+def maxpool_window(section):
     """(size, stride, padding of both sides together)"""
     size = section.size or section.stride
     return size, section.stride, size - 1 if section.padding < 0 else section.padding

@@ -20,7 +20,6 @@ import os
 import shutil
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from xml.etree import ElementTree
 
@@ -52,12 +51,12 @@ LARGEST = 1e9  # pixels
 class Conversion:
     """What was written, counted and left out.  kind: voc or coco; aside: words for `skipped`."""
 
-    def __init__(self, kind: str, out: str | Path, aside: str):
+    def __init__(self, kind, out, aside):
         self.kind, self.out, self.aside = kind, Path(os.path.abspath(out)), aside
         self.names, self.lists, self.problems, self.skipped = [], {}, [], 0
         self.boxes, self.other_names = Counter(), Counter()
 
-    def report(self) -> list[str]:
+    def report(self):
         """The summary, one string per line."""
         lines = [
             f"{name + '.txt':<20} {len(paths):>6} images" for name, paths in self.lists.items()
@@ -70,7 +69,7 @@ class Conversion:
             lines.append(f"{len(self.problems)} problems in all; what they name was left out")
         return [*lines, f"written: {self.out / self.kind}.data"]
 
-    def add(self, rows: list[str], name: str, box: Iterable[float], count: bool = True) -> bool:
+    def add(self, rows, name, box, count=True):
         """Adds an object to the rows of a label file if it has one of the names; box: relative cx,
         cy, w, h."""
         if name not in self.names:
@@ -81,13 +80,13 @@ class Conversion:
             self.boxes[name] += 1
         return True
 
-    def write(self, path: str | Path, lines: Iterable) -> None:
+    def write(self, path, lines):
         path = self.out / path
         path.parent.mkdir(parents=True, exist_ok=True)
         text = "".join(f"{line}\n" for line in lines)
         path.write_text(text, encoding="utf-8", newline="\n")
 
-    def write_data(self, train: str, valid: str, difficult: str = "", comment: str = "") -> None:
+    def write_data(self, train, valid, difficult="", comment=""):
         """Writes the lists, the names, and the .data for two of the lists."""
         for name, paths in self.lists.items():
             self.write(f"{name}.txt", paths)
@@ -99,7 +98,7 @@ class Conversion:
         )  # fmt: skip
         self.write(f"{self.kind}.data", filter(None, lines))
 
-    def link(self, source: Path, target: str) -> None:
+    def link(self, source, target):
         """Makes `target` show the images of a folder: a link, or a copy where none is allowed."""
         source, target = source.resolve(), self.out / target
         if target.exists() and target.resolve() == source:
@@ -113,13 +112,7 @@ class Conversion:
             shutil.copytree(source, target, dirs_exist_ok=True)
 
 
-def convert_voc(
-    root: str | Path,
-    out: str | Path | None = None,
-    sets: Sequence[str] | None = None,
-    names: Sequence[str] | str | None = None,
-    keep_difficult: bool = False,
-) -> Conversion:
+def convert_voc(root, out=None, sets=None, names=None, keep_difficult=False):
     """Converts VOC annotations; what cannot be used is left out, counted and named in the report.
 
     sets: their names, else those of SETS.  names: of the classes, or "auto"; default: VOC's 20.
@@ -199,7 +192,7 @@ def _voc_image(folder, name, problems):
     return image.name, objects
 
 
-def read_annotation(path: Path, problems: list[str] | None = None) -> tuple:
+def read_annotation(path, problems=None):
     """A VOC XML: (width, height) of the image or None, and a list of its objects: class name,
     difficult, (xmin, ymin, xmax, ymax) in pixels that count from 1.
 
@@ -230,11 +223,11 @@ def read_annotation(path: Path, problems: list[str] | None = None) -> tuple:
 
 
 class _NoDoctype(ElementTree.TreeBuilder):
-    def doctype(self, *_) -> None:  # no entity can grow, or name a file
+    def doctype(self, *_):  # no entity can grow, or name a file
         raise ValueError("a DOCTYPE")
 
 
-def download_voc(root: str | Path) -> None:
+def download_voc(root):
     """Downloads and unpacks VOC 2007 (trainval, test) and 2012 (trainval), unless they are there.
 
     root: VOCdevkit, or the folder that holds it.  Raises ValueError or OSError."""
@@ -255,18 +248,13 @@ def download_voc(root: str | Path) -> None:
             tar.extractall(devkit.parent, filter="data")
 
 
-def guess_format(sources: Iterable[str | Path]) -> str:
+def guess_format(sources):
     """coco where there are JSON files of it, else voc."""
     files = [file for source in sources for file in _json_files(Path(source))]
     return "coco" if any(file.suffix == ".json" for file in files) else "voc"
 
 
-def convert_coco(
-    sources: Iterable[str | Path],
-    out: str | Path,
-    images: str | Path | None = None,
-    names: Sequence[str] | None = None,
-) -> Conversion:
+def convert_coco(sources, out, images=None, names=None):
     """Converts COCO annotations; what cannot be used is left out, counted and named in the report.
 
     sources: folders or JSON files.  images: folder at or below which the images are, else found.

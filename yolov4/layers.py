@@ -1,14 +1,12 @@
 """The layers that torch.nn does not have as Darknet means them, and its activations by name.
 Source: Darknet's src/*_layer.c, blas_kernels.cu; Mish arXiv:1908.08681; YOLOv4, section 3.3."""
 
-from collections.abc import Iterator
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn import functional as F
 
-from yolov4.cfg import Convolutional, Shortcut
 from yolov4.graph import convolution_padding
 
 PIECE = 1 << 17  # values of Mish per thread at a time: fewer cost calls, more leave the cache
@@ -23,7 +21,7 @@ class Mish(nn.Module):
     overflows.  bfloat16 is computed in float32.
     """
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         if torch.compiler.is_compiling() and not torch.onnx.is_in_onnx_export():
             t = torch.sigmoid(-x)
             return x * (2 / (1 + t * t) - 1)  # which the compiler makes one loop of
@@ -38,12 +36,12 @@ class PiecewiseMish(torch.autograd.Function):
     """Saves x for backward."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
+    def forward(ctx, x):
         ctx.save_for_backward(x)
         return _mish(x, torch.empty_like(x))
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:
+    def backward(ctx, gradient):
         return _mish_gradient(*ctx.saved_tensors, gradient, torch.tensor(-1.0), torch.tensor(0.0))
 
 
@@ -55,7 +53,7 @@ class NormalisedMish(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+    def forward(ctx, x, weight, bias, norm):
         running, ctx.eps = (norm.running_mean, norm.running_var), norm.eps
         y, mean, inverse = torch.native_batch_norm(
             x, -weight, -bias, *running, True, norm.momentum, norm.eps
@@ -64,7 +62,7 @@ class NormalisedMish(torch.autograd.Function):
         return _mish(y, y, negated=True)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx, gradient):
         x, weight, bias, mean, inverse = ctx.saved_tensors
         scale = -weight * inverse
         gradient = _mish_gradient(x, gradient, scale, -bias - mean * scale)
@@ -74,7 +72,7 @@ class NormalisedMish(torch.autograd.Function):
         return *gradients, None
 
 
-def _mish(x: Tensor, y: Tensor, negated: bool = False) -> Tensor:
+def _mish(x, y, negated=False):
     """Fills y, which may be x, with Mish of x, or of -x."""
     for x_, y_, t in _pieces((x,), y, scratch=1):
         minus = x_ if negated else torch.neg(x_, out=y_)
@@ -84,7 +82,7 @@ def _mish(x: Tensor, y: Tensor, negated: bool = False) -> Tensor:
     return y
 
 
-def _mish_gradient(x: Tensor, gradient: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+def _mish_gradient(x, gradient, scale, shift):
     """The gradient with respect to Mish's input, -(x * scale + shift), both () or (C,).
     It is gradient * (T + input s (1 - T^2)), where T is the tanh and s = 1 - t the logistic."""
     output = torch.empty_like(x)
@@ -103,7 +101,7 @@ def _mish_gradient(x: Tensor, gradient: Tensor, scale: Tensor, shift: Tensor) ->
     return output
 
 
-def _pieces(inputs: tuple[Tensor, ...], output: Tensor, scratch: int) -> Iterator[list[Tensor]]:
+def _pieces(inputs, output, scratch):
     """Pieces of tensors (B, C, h, w) of equal strides in the order of memory, whole pixels of all
     channels, then `scratch` buffers of the same size.  All are float32: bfloat16 is copied, and the
     output written back."""
@@ -121,7 +119,7 @@ def _pieces(inputs: tuple[Tensor, ...], output: Tensor, scratch: int) -> Iterato
             target.copy_(filled)
 
 
-def _in_pieces(x: Tensor, *layouts: torch.memory_format) -> bool:
+def _in_pieces(x, *layouts):
     known = x.device.type == "cpu" and x.dtype in (torch.float32, torch.bfloat16) and x.ndim == 4
     dense = known and any(x.is_contiguous(memory_format=layout) for layout in layouts)
     return dense and not torch.compiler.is_compiling()
@@ -130,7 +128,7 @@ def _in_pieces(x: Tensor, *layouts: torch.memory_format) -> bool:
 class ConvolutionLayer(nn.Sequential):
     """Convolution, batch norm or nothing, activation."""
 
-    def __init__(self, section: Convolutional, channels: int, activation: str):
+    def __init__(self, section, channels, activation):
         normalised = section.batch_normalize
         norm = CrossBatchNorm if normalised == 2 else nn.BatchNorm2d
         super().__init__(
@@ -143,7 +141,7 @@ class ConvolutionLayer(nn.Sequential):
             ACTIVATIONS[activation](),
         )  # fmt: skip
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         convolution, norm, activation = self
         x = convolution(x)
         known = type(norm) is nn.BatchNorm2d and isinstance(activation, Mish)
@@ -154,7 +152,7 @@ class ConvolutionLayer(nn.Sequential):
         return activation(norm(x))
 
 
-def set_stage(model: nn.Module, grown: float, mini_batch: int) -> None:
+def set_stage(model, grown, mini_batch):
     """Tells all layers where training is.  grown: 0..1, see `growth`; mini_batch: of the batch,
     from 0."""
     for module in model.modules():
@@ -164,7 +162,7 @@ def set_stage(model: nn.Module, grown: float, mini_batch: int) -> None:
             module.mini_batch = mini_batch
 
 
-def growth(iteration: int, max_batches: int) -> float:
+def growth(iteration, max_batches):
     """The share of a dropped block's size and probability in an iteration, counted from 1."""
     return min((iteration - 1) / (max_batches * FULL), 1.0)  # Darknet counts from 0
 
@@ -176,7 +174,7 @@ class CrossBatchNorm(nn.BatchNorm2d):
     mini_batch = 0
     statistics = None  # mean of x, mean of x^2, (1, C, 1, 1) each
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         if not self.training:
             return super().forward(x)
         wide, axes, shape = x.detach().float(), (0, 2, 3), (1, -1, 1, 1)
@@ -201,12 +199,12 @@ class NormaliseByGiven(torch.autograd.Function):
     part in them."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, mean: Tensor, inverse: Tensor, weight: Tensor, bias: Tensor):
+    def forward(ctx, x, mean, inverse, weight, bias):
         ctx.save_for_backward(x, mean, inverse, weight)
         return ((x.float() - mean) * inverse * weight + bias).to(x.dtype)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor):
+    def backward(ctx, gradient):
         x, mean, inverse, weight = ctx.saved_tensors
         gradient, count = gradient.float(), x.numel() // x.shape[1]
         normalised = (x.float() - mean) * inverse
@@ -227,18 +225,18 @@ class DropBlock(nn.Module):
 
     grown = 1.0
 
-    def __init__(self, probability: float, size: int, relative: float):
+    def __init__(self, probability, size, relative):
         super().__init__()
         self.probability, self.size, self.relative = probability, size, relative
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         if not self.training:
             return x
         kept = self.keep(torch.rand(x.shape, device=x.device))  # (B, C, h, w)
         left = kept.sum((1, 2, 3), keepdim=True).clamp(min=1)
         return x * kept * (kept[0].numel() / left).to(x.dtype)
 
-    def keep(self, draws: Tensor) -> Tensor:
+    def keep(self, draws):
         """draws (B, C, h, w) in 0..1 -> the same shape, False in the blocks."""
         height, width = draws.shape[2:]
         block = self.relative * min(height, width) if self.relative else self.size
@@ -260,7 +258,7 @@ class MaxPool(nn.MaxPool2d):
     """Max pooling with Darknet's padding, of both sides together: an odd one has a cell more at the
     right and bottom."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         before = self.padding // 2
         windows, even = (
             [(side + padding - self.kernel_size) // self.stride for side in x.shape[2:]]
@@ -275,11 +273,11 @@ class MaxPool(nn.MaxPool2d):
 class Concatenate(nn.Module):
     """[route]: channels one after the other; of each source the slice `group_id` of `groups`."""
 
-    def __init__(self, groups: int, group_id: int):
+    def __init__(self, groups, group_id):
         super().__init__()
         self.groups, self.group_id = groups, group_id
 
-    def forward(self, *sources: Tensor) -> Tensor:
+    def forward(self, *sources):
         if self.groups > 1:
             sources = [source.chunk(self.groups, 1)[self.group_id] for source in sources]
         return sources[0] if len(sources) == 1 else torch.cat(sources, 1)
@@ -289,14 +287,14 @@ class Add(nn.Module):
     """[shortcut]: the previous layer plus others, in the channels that both have; with weights if
     the section has them."""
 
-    def __init__(self, section: Shortcut, channels: int, sources: int):
+    def __init__(self, section, channels, sources):
         super().__init__()
         self.normalization = section.weights_normalization
         self.activation = ACTIVATIONS[section.activation]()
         per_source = {"none": 0, "per_channel": channels}.get(section.weights_type, 1)
         self.weight = nn.Parameter(torch.ones(sources, per_source)) if per_source else None
 
-    def forward(self, x: Tensor, *others: Tensor) -> Tensor:
+    def forward(self, x, *others):
         channels = x.shape[1]
         sources = [x, *(other[:, :channels] for other in others)]
         if self.weight is not None:
@@ -320,7 +318,7 @@ class Scale(nn.Sequential):
     """[scale_channels], [sam]: another layer times the previous one, which has a factor per
     channel, cell or value; then an activation."""
 
-    def forward(self, factors: Tensor, scaled: Tensor) -> Tensor:
+    def forward(self, factors, scaled):
         return super().forward(scaled * factors)
 
 
@@ -330,11 +328,11 @@ class Reorganise(nn.Module):
     `old`, [reorg]: the same after the values in memory are read as (C / s^2, s H, s W).
     """
 
-    def __init__(self, stride: int, old: bool):
+    def __init__(self, stride, old):
         super().__init__()
         self.stride, self.old = stride, old
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         s, (batch, channels, height, width) = self.stride, x.shape
         after = (batch, channels * s * s, height // s, width // s)
         if self.old:
@@ -346,7 +344,7 @@ class Reorganise(nn.Module):
 class HardMish(nn.Module):
     """Darknet's hard_mish: x above 0, x^2 / 2 + x in -2..0, else 0."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x):
         return torch.where(x > 0, x, torch.where(x > -2, x * x / 2 + x, 0.0))
 
 

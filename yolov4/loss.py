@@ -4,7 +4,6 @@ Source: Darknet's src/yolo_layer.c, process_batch, delta_yolo_box; YOLOv4 (arXiv
 import math
 import warnings
 from collections.abc import Sequence
-from types import EllipsisType
 from typing import NamedTuple
 
 import torch
@@ -70,17 +69,17 @@ class AttachGradient(torch.autograd.Function):
     the logits; NaN where any logit is non-finite, even one that the loss does not look at."""
 
     @staticmethod
-    def forward(ctx, value: Tensor, deltas: Sequence[Tensor], *logits: Tensor) -> Tensor:
+    def forward(ctx, value, deltas, *logits):
         ctx.deltas = deltas
         return value + 0 * sum(each.sum(dtype=torch.float32) for each in logits)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx, gradient):
         return None, None, *(delta * (-gradient / len(delta)) for delta in ctx.deltas)
 
 
 @torch.no_grad()
-def head_deltas(logits: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, HeadTerms]:
+def head_deltas(logits, head, targets):
     """Darknet's delta of one head with respect to its logits, (B, A * (5 + C), h, w), summed over
     images: minus the gradient.  What depends on targets (T, 6) alone is computed on the host."""
     grid = logits.shape[2:]
@@ -150,7 +149,7 @@ def head_deltas(logits: Tensor, head: Head, targets: Tensor) -> tuple[Tensor, He
     return delta_wrt_logits(whole, logits, head), terms
 
 
-def assign_targets(head: Head, targets: Tensor, grid: tuple[int, int]) -> Tensor:
+def assign_targets(head, targets, grid):
     """Target assignment: ground-truth boxes to anchors and cells, in the order of the targets.
 
     A target goes to the cell of its centre: to the best anchor of all, if it is one of this head's,
@@ -171,9 +170,7 @@ def assign_targets(head: Head, targets: Tensor, grid: tuple[int, int]) -> Tensor
     return torch.stack((target, targets[target, 0].long(), anchor, cells[:, 1], cells[:, 0]))
 
 
-def without_collisions(
-    positives: Tensor, head: Head, grid: tuple[int, int]
-) -> tuple[Tensor, list[int]]:
+def without_collisions(positives, head, grid):
     """The positives (5, n) in groups in which no prediction is written twice: those of the first
     target of every prediction, then of the second, and so on.  Returns the positives in that order
     and the groups' sizes, at least one."""
@@ -185,13 +182,13 @@ def without_collisions(
     return positives[:, order], rank.bincount().tolist() or [0]
 
 
-def flat_indices(cells: Sequence[Tensor], head: Head, grid: tuple[int, int]) -> Tensor:
+def flat_indices(cells, head, grid):
     """image, anchor, row, column, (n,) each -> indices (n,) into the flattened (B, A, h, w)"""
     image, anchor, row, column = cells
     return ((image * len(head.anchors) + anchor) * grid[0] + row) * grid[1] + column
 
 
-def best_iou(boxes: Tensor, head: Head, targets: Tensor, ground_truth: Tensor) -> Tensor:
+def best_iou(boxes, head, targets, ground_truth):
     """The highest IoU of each prediction with a target of its image, exact where it is above
     ignore_thresh or truth_thresh, (B, A, h, w).
 
@@ -206,7 +203,7 @@ def best_iou(boxes: Tensor, head: Head, targets: Tensor, ground_truth: Tensor) -
     return best.view(images, *grid, anchors).permute(0, 3, 1, 2)
 
 
-def near_cells(head: Head, targets: Tensor, grid: tuple[int, int]) -> Tensor:
+def near_cells(head, targets, grid):
     """Cells in which a prediction can reach an IoU with a target that counts, and some more.
 
     An IoU is above t only if in each direction the centres are less than (1 - t) * max(1, 1 / 2t)
@@ -228,7 +225,7 @@ def near_cells(head: Head, targets: Tensor, grid: tuple[int, int]) -> Tensor:
     return torch.stack(((targets[number, 0].long() * grid[0] + row) * grid[1] + column, number))
 
 
-def reduce_max(into: Tensor, rows: Tensor, values: Tensor) -> None:
+def reduce_max(into, rows, values):
     """Raises rows (n,) of `into` (m, ...) to the highest of their values (n, ...).
 
     scatter_reduce_ is an error on a GPU with --deterministic; this one warns that it is in beta.
@@ -238,9 +235,7 @@ def reduce_max(into: Tensor, rows: Tensor, values: Tensor) -> None:
         into.index_reduce_(0, rows, values, "amax")
 
 
-def box_deltas(
-    boxes: Tensor, targets: Tensor, anchor: Tensor, head: Head, grid: tuple[int, int]
-) -> Tensor:
+def box_deltas(boxes, targets, anchor, head, grid):
     """Minus the gradient with respect to the box outputs, (n, 4), not yet weighted.
 
     boxes, targets (n, 4) cxcywh relative; anchor (n,) of the head; grid (rows, columns).
@@ -261,7 +256,7 @@ def box_deltas(
     return delta
 
 
-def class_deltas(probabilities: Tensor, current: Tensor, matched: Tensor, head: Head) -> Tensor:
+def class_deltas(probabilities, current, matched, head):
     """Deltas of the classes (n, C) of n different predictions.
 
     probabilities, current: (n, C), current deltas; matched: (n, 7), targets and their weights.
@@ -283,7 +278,7 @@ def class_deltas(probabilities: Tensor, current: Tensor, matched: Tensor, head: 
     return torch.where(second, only_own, delta)
 
 
-def class_multipliers(head: Head) -> Tensor:
+def class_multipliers(head):
     """(C,) weights: the largest counter / the class' own, at most max_delta; 1 without counters"""
     if not head.counters_per_class:
         return torch.ones(head.classes)
@@ -291,7 +286,7 @@ def class_multipliers(head: Head) -> Tensor:
     return (counters.max() / counters).clamp(max=head.max_delta)
 
 
-def average_boxes(delta: Tensor, cells: tuple[Tensor, ...] | EllipsisType) -> None:
+def average_boxes(delta, cells):
     """Divides box deltas in delta (B, A, h, w, 5 + C) by the number of classes with positive delta,
     for different predictions."""
     classes = (delta[..., 5:][cells] > 0).sum(-1)
@@ -299,7 +294,7 @@ def average_boxes(delta: Tensor, cells: tuple[Tensor, ...] | EllipsisType) -> No
     delta[..., :4][cells] /= divisor[..., None]
 
 
-def delta_wrt_logits(delta: Tensor, logits: Tensor, head: Head) -> Tensor:
+def delta_wrt_logits(delta, logits, head):
     """(B, A * (5 + C), h, w).  With new_coords Darknet's delta is that of the logistic layer before
     the head, which is part of the decoding here."""
     if not head.new_coords:
@@ -308,7 +303,7 @@ def delta_wrt_logits(delta: Tensor, logits: Tensor, head: Head) -> Tensor:
     return delta * probabilities * (1 - probabilities)
 
 
-def _terms(delta: Tensor, changed, boxes: Tensor, targets: Tensor, head: Head) -> HeadTerms:
+def _terms(delta, changed, boxes, targets, head):
     """changed: cells with deltas of boxes and classes; boxes, targets (n, 4) of the positives."""
     images, count = len(delta), max(len(boxes), 1)
     classes = delta[..., 5:][changed].square().sum()
@@ -322,7 +317,7 @@ def _terms(delta: Tensor, changed, boxes: Tensor, targets: Tensor, head: Head) -
     return HeadTerms(*losses, iou.sum() / count, total.new_full((), len(boxes)), cost)
 
 
-def attack_loss(logits: Sequence[Tensor], heads: Sequence[Head]) -> Tensor:
+def attack_loss(logits, heads):
     """A scalar of which only the gradient counts: minus the deltas of the attack / images."""
     with torch.autocast(logits[0].device.type, enabled=False):
         deltas = [attack_deltas(*each) for each in zip(logits, heads, strict=True)]
@@ -330,7 +325,7 @@ def attack_loss(logits: Sequence[Tensor], heads: Sequence[Head]) -> Tensor:
 
 
 @torch.no_grad()
-def attack_deltas(logits: Tensor, head: Head) -> Tensor:
+def attack_deltas(logits, head):
     """Darknet's delta of one head in self-adversarial training, shaped as its logits.
 
     Without targets: where the network sees an object, its classes go to 0, the others to 1 and the
@@ -350,13 +345,13 @@ def attack_deltas(logits: Tensor, head: Head) -> Tensor:
     return delta_wrt_logits(whole, logits, head).nan_to_num(0, 0, 0)  # of sides that overflow
 
 
-def attack_rate(iteration: int, net: Net) -> float:
+def attack_rate(iteration, net):
     """How far the deltas move an image in an iteration counted from 1; 0 up to burn_in."""
     done = iteration - 1  # Darknet counts from 0
     return net.adversarial_lr * done / net.max_batches if done > net.burn_in else 0.0
 
 
-def attacked_images(images: Tensor, gradient: Tensor | None, rate: float) -> Tensor:
+def attacked_images(images, gradient, rate):
     """images (B, 3, H, W) in 0..1 moved against their gradient of `attack_loss`; None: unchanged"""
     if gradient is None:
         return images

@@ -1,7 +1,6 @@
 """Matches detections with ground truth; mAP as `darknet detector map`, curves, confusion.
 Source: Darknet's src/detector.c, validate_detector_map; the curve is that of the VOC devkit."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -45,7 +44,7 @@ class Settings:
     confidence: float = 0.25  # above it, a detection counts for TP, FP, the ratios and average IoU
     difficult: bool = False  # whether a list of difficult objects was given
 
-    def __str__(self) -> str:
+    def __str__(self):
         fitted, (width, height) = "letterboxed" if self.letter_box else "stretched", self.size
         return (
             f"images {fitted} to {width}x{height}; thresh {self.thresh:g}, nms {self.nms_thresh:g}"
@@ -72,16 +71,16 @@ class Result:
     matches: list[Matches]  # one per class; without detections on difficult objects
 
     @property
-    def map(self) -> float:
+    def map(self):
         return float(self.ap.mean())
 
     @property
-    def detections(self) -> int:
+    def detections(self):
         """How many are above settings.thresh."""
         return sum(len(each.scores) for each in self.matches)
 
     @property
-    def protocol(self) -> str:
+    def protocol(self):
         """One sentence: what was measured, and with which settings."""
         settings = self.settings
         curve = f"{self.points} recall points" if self.points else "area under the curve"
@@ -92,7 +91,7 @@ class Result:
             f"objects {difficult}."
         )
 
-    def rows(self, names: Sequence[str]) -> list[dict]:
+    def rows(self, names):
         """The table of the classes as plain values; the last row is that of all classes."""
         counts = (self.truths, self.tp, self.fp, self.iou_sum)
         truths, tp, fp, iou_sum = (np.append(each, each.sum()) for each in counts)
@@ -102,7 +101,7 @@ class Result:
         rows = zip(names, *(each.tolist() for each in columns.values()), strict=True)
         return [dict(zip(("name", *columns), row, strict=True)) for row in rows]
 
-    def table(self, names: Sequence[str]) -> str:
+    def table(self, names):
         """One line per class, the totals, and the protocol."""
         width = max(16, *map(len, names))
         heads = ("truths", "AP %", "TP", "FP", "precision", "recall", "F1", "IoU %")
@@ -115,7 +114,7 @@ class Result:
         lines[-1] += f"   {self.images} images, {self.detections} detections"
         return "\n".join([*lines, self.protocol])
 
-    def to_json(self, names: Sequence[str]) -> dict:
+    def to_json(self, names):
         """Everything as plain values, ready for json.dump."""
         keys = ("map", "precision", "recall", "f1", "average_iou", "images", "detections",
                 "iou_thresh", "points", "protocol")  # fmt: skip
@@ -123,7 +122,7 @@ class Result:
         return {**values, "settings": asdict(self.settings), "classes": self.rows(names)[:-1]}
 
 
-def _ratios(truths, tp, fp, iou_sum) -> dict:
+def _ratios(truths, tp, fp, iou_sum):
     """0 where 0 / 0.  A false positive counts as an IoU of 0, as in Darknet."""
     found = np.maximum(1, tp + fp)
     return {
@@ -137,20 +136,13 @@ def _ratios(truths, tp, fp, iou_sum) -> dict:
 class Evaluator:
     """Takes the images of one pass; `result` then counts for any IoU threshold and recalls."""
 
-    def __init__(self, classes: int, settings: Settings):
+    def __init__(self, classes, settings):
         self.classes, self.settings = classes, settings
         self.records: list[Record] = []
         self._matches = []  # tensors of each image, in the order of Darknet's list
         self._truths = np.zeros(classes, int)
 
-    def add(
-        self,
-        detections: Detections,
-        labels: Tensor,
-        image_size: tuple[int, int],
-        difficult: Tensor | None = None,
-        path: Path | None = None,
-    ) -> None:
+    def add(self, detections, labels, image_size, difficult=None, path=None):
         """One image.
 
         detections: in pixels of image_size = (width, height); `prediction` gives their order in
@@ -167,7 +159,7 @@ class Evaluator:
         found = found[found.scores.argsort(descending=True, stable=True)]
         self.records.append(Record(path, image_size, found, labels, difficult))
 
-    def result(self, iou_thresh: float = 0.5, points: int = 0) -> Result:
+    def result(self, iou_thresh=0.5, points=0):
         """points: 0 for the area under the curve, else how many recalls.  Raises ValueError."""
         if points < 0 or points == 1 or not 0 <= iou_thresh < 1:
             raise ValueError(f"points {points}, IoU {iou_thresh}, expected 0 or > 1, and 0 to 1")
@@ -191,11 +183,11 @@ class Evaluator:
             images=len(self.records), iou_thresh=iou_thresh, points=points, settings=self.settings,
         )  # fmt: skip
 
-    def _count(self, labels: Tensor, weights: Tensor | None = None) -> np.ndarray:
+    def _count(self, labels, weights=None):
         return torch.bincount(labels, weights, self.classes).numpy()
 
 
-def best_overlaps(boxes: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+def best_overlaps(boxes, labels, targets):
     """The ground-truth box of its class that each detection of an image overlaps most.
 
     boxes (n, 4) cxcywh, labels (n,), targets (m, 5) class, cx, cy, w, h in the same unit.
@@ -205,7 +197,7 @@ def best_overlaps(boxes: Tensor, labels: Tensor, targets: Tensor) -> tuple[Tenso
     return torch.cat((overlap, overlap.new_zeros(len(boxes), 1)), 1).max(1)
 
 
-def first_hits(index: Tensor, matched: Tensor) -> Tensor:
+def first_hits(index, matched):
     """index (n,): the ground-truth box of each detection; matched (n,) bool: whether it finds it.
     Returns (n,) bool: the first to find each box."""
     hits = torch.zeros_like(matched)
@@ -213,14 +205,7 @@ def first_hits(index: Tensor, matched: Tensor) -> Tensor:
     return hits & matched
 
 
-def by_class(
-    counted: Tensor,
-    scores: Tensor,
-    labels: Tensor,
-    index: Tensor,
-    matched: Tensor,
-    truths: Sequence,
-) -> list[Matches]:
+def by_class(counted, scores, labels, index, matched, truths):
     """Of detections (n,) those that are counted; truths (C,): ground-truth boxes of each class."""
     order = scores.argsort(descending=True, stable=True)
     order = order[counted[order]]
@@ -229,14 +214,14 @@ def by_class(
     return [Matches(scores[order][own], hits[own], count) for own, count in classes]
 
 
-def precision_recall(hits: Tensor, truths: int) -> tuple[Tensor, Tensor]:
+def precision_recall(hits, truths):
     """Of `Matches`: recall (n,), and the best precision at this recall or beyond (n,)."""
     found = hits.double().cumsum(0)
     precision = found / torch.arange(1, len(hits) + 1)
     return found / max(1, truths), precision.flip(0).cummax(0).values.flip(0)
 
 
-def precision_at_recalls(hits: Tensor, truths: int, points: int) -> Tensor:
+def precision_at_recalls(hits, truths, points):
     """That precision (points,) at recalls from 0 to 1; 0 beyond the last one reached."""
     recall, precision = precision_recall(hits, truths)
     # k * 0.1 as the compiled Darknet, which differs from k / 10 in the last bit, as recalls may be
@@ -244,7 +229,7 @@ def precision_at_recalls(hits: Tensor, truths: int, points: int) -> Tensor:
     return torch.cat((precision, precision.new_zeros(1)))[torch.searchsorted(recall, wanted)]
 
 
-def average_precision(hits: Tensor, truths: int, points: int = 0) -> float:
+def average_precision(hits, truths, points=0):
     """Area under the curve of `Matches`, or mean at so many recalls; 0 if nothing is to find."""
     if not truths or not len(hits):
         return 0.0
@@ -254,12 +239,12 @@ def average_precision(hits: Tensor, truths: int, points: int = 0) -> float:
     return float((recall.diff(prepend=recall.new_zeros(1)) * precision).sum())
 
 
-def average_precisions(matches: Sequence[Matches], points: int = 0) -> np.ndarray:
+def average_precisions(matches, points=0):
     """(C,)"""
     return np.array([average_precision(each.hits, each.truths, points) for each in matches])
 
 
-def f1_scores(matches: Sequence[Matches]) -> tuple[np.ndarray, np.ndarray]:
+def f1_scores(matches):
     """F1 above each of THRESHOLDS: (C, T), and the mean (T,) of the classes with ground truth."""
     rows = []
     for scores, hits, truths in matches:
@@ -280,7 +265,7 @@ class Pairing(NamedTuple):
     classes: tuple[np.ndarray, np.ndarray]  # of ground truth and detection, -1 where one is missing
 
 
-def pair(record: Record, confidence: float = 0.25, iou_thresh: float = 0.5) -> Pairing:
+def pair(record, confidence=0.25, iou_thresh=0.5):
     """Pairs detections with ground truth where IoU > iou_thresh: equal classes first, each by
     falling IoU.  So a second class on an object that is found is a false box, and no confusion."""
     found = record.detections[record.detections.scores > confidence]  # the first of them
@@ -302,7 +287,7 @@ def pair(record: Record, confidence: float = 0.25, iou_thresh: float = 0.5) -> P
     return Pairing(kept, missed, false, (np.append(classes, unfound), np.append(labels, nothing)))
 
 
-def confusion(pairings: Sequence[Pairing], classes: int) -> np.ndarray:
+def confusion(pairings, classes):
     """(C + 1, C + 1) int64: rows are ground truth, columns detections; the last row has boxes on no
     object, the last column missed objects."""
     matrix = np.zeros((classes + 1, classes + 1), int)

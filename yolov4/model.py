@@ -10,7 +10,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from yolov4 import cfg
 from yolov4.cfg import Head, Network, Yolo, parse_cfg, read_cfg
-from yolov4.graph import IMAGE, Layer, find_heads, maxpool_window, plan_layers
+from yolov4.graph import IMAGE, find_heads, maxpool_window, plan_layers
 from yolov4.layers import (
     ACTIVATIONS,
     Add,
@@ -94,7 +94,7 @@ class Darknet(nn.Module):
             for head in self.heads:
                 self.layers[head.index - 1][0].bias.copy_(biases(head))
 
-    def _build(self, layer: Layer) -> nn.Module:
+    def _build(self, layer):
         match section := layer.section:
             case cfg.Convolutional(activation=activation):
                 # the logistic before a new_coords head belongs to decode
@@ -127,7 +127,7 @@ class Darknet(nn.Module):
                 return nn.Identity()
 
 
-def summary(model: Darknet) -> str:
+def summary(model):
     """A table of the layers: window, shapes, floats in .weights, BFLOPs; and the totals."""
     row = "{:>4} {:15} {:>7} {:>11} {:>17} -> {:17} {:>10} {:>7}".format
     lines = [row("", "layer", "filters", "size/stride", "input", "output", "floats", "BFLOPs")]

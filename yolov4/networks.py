@@ -1,12 +1,10 @@
 """The networks composed in Python, some 25 lines each, for any classes, anchors and size.
 Source: YOLOv4 (arXiv 2004.10934) section 3.4, Scaled-YOLOv4 (2011.08036), Darknet's cfg files."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 from yolov4.cfg import (
-    Anchors,
     Convolutional,
     Maxpool,
     Net,
@@ -37,18 +35,18 @@ HEAD = {
 }  # fmt: skip
 
 
-def conv(filters: int, size: int = 1, stride: int = 1) -> Section:
+def conv(filters, size=1, stride=1):
     return Convolutional(
         filters=filters, size=size, stride=stride, batch_normalize=1, pad=True, activation="leaky"
     )
 
 
-def convs(*filters: int) -> Layers:
+def convs(*filters):
     """1x1 and 3x3 in turn."""
     return [conv(n, 3 if turn % 2 else 1) for turn, n in enumerate(filters)]
 
 
-def route(*layers: int, **keys) -> Section:
+def route(*layers, **keys):
     return Route(layers=layers, **keys)
 
 
@@ -58,12 +56,12 @@ SPP = [  # max pooling of several sizes beside the layer before, joined
 ]  # fmt: skip
 
 
-def csp(filters: int, branch: int, body: Layers) -> Layers:
+def csp(filters, branch, body):
     """A CSP block on the layer before: `body` on a branch beside one that skips it, joined."""
     return [conv(branch), route(-2), *body, route(-1, -len(body) - 2), conv(filters)]
 
 
-def csp_stage(filters: int, blocks: int, branch: int = 0, hidden: int = 0) -> Layers:
+def csp_stage(filters, blocks, branch=0, hidden=0):
     """Half the size, then residual blocks inside a CSP block."""
     branch = branch or filters // 2
     residual = [*convs(hidden or branch, branch), Shortcut(from_=(-3,))]
@@ -71,24 +69,22 @@ def csp_stage(filters: int, blocks: int, branch: int = 0, hidden: int = 0) -> La
     return [conv(filters, 3, stride=2), *csp(filters, branch, body)]
 
 
-def tiny_stage(filters: int) -> Layers:
+def tiny_stage(filters):
     """The CSP block of yolov4-tiny, then half the size."""
     half = conv(filters // 2, 3)
     block = [conv(filters, 3), route(-1, groups=2, group_id=1), half, half, route(-1, -2)]
     return [*block, conv(filters), route(-6, -1), Maxpool(size=2, stride=2)]
 
 
-def plain_block(filters: int) -> Layers:
+def plain_block(filters):
     return convs(filters, 2 * filters, filters, 2 * filters, filters)
 
 
-def csp_block(filters: int) -> Layers:
+def csp_block(filters):
     return [conv(filters), *csp(filters, filters, convs(*[filters] * 4))]
 
 
-def make_heads(
-    anchors: Anchors, classes: int, common: dict, *each: tuple[int, dict]
-) -> list[Layers]:
+def make_heads(anchors, classes, common, *each):
     """Heads from fine to coarse: 3x3 with the given filters, 1x1 to A * (5 + C) logits, and [yolo]
     with the `common` keys and its own.  The anchors are shared out in order, as many for each."""
     count, rest = divmod(len(anchors), len(each))
@@ -105,9 +101,7 @@ def make_heads(
     return heads
 
 
-def panet(
-    laterals: list[tuple[int, int]], block: Callable[[int], Layers], heads: list[Layers]
-) -> Layers:
+def panet(laterals, block, heads):
     """PANet on the layer before: up beside a layer of the backbone (laterals: its index, filters),
     there the PANet of the finer grids, then down again, joined with the layer before, to a head."""
     if not laterals:
@@ -120,7 +114,7 @@ def panet(
     return [*layers, route(-1, -1 - len(layers)), *block(filters), *heads[-1]]
 
 
-def activated(layers: Layers, activation: str) -> Layers:
+def activated(layers, activation):
     """The layers with another activation, the logits aside."""
     return [
         replace(layer, activation=activation) if getattr(layer, "batch_normalize", 0) else layer
@@ -129,9 +123,9 @@ def activated(layers: Layers, activation: str) -> Layers:
 
 
 def large(
-    stem: Layers, middle: Layers, block: Callable[[int], Layers], heads: list[Layers],
-    activation: str, neck: str,
-) -> Layers:  # fmt: skip
+    stem, middle, block, heads,
+    activation, neck,
+):  # fmt: skip
     """CSPDarknet53 after its first stage `stem`, SPP, and PANet to strides 8, 16 and 32."""
     stride8 = [*stem, *csp_stage(128, blocks=2), *csp_stage(256, blocks=8)]
     stride16 = stride8 + csp_stage(512, blocks=8)
@@ -140,7 +134,7 @@ def large(
     return activated(backbone, activation) + activated(rest, neck)
 
 
-def network(layers: Layers, classes: int, changes: dict, **keys) -> Network:
+def network(layers, classes, changes, **keys):
     """The layers with `keys` of [net], then `changes`.  Other than COCO's 80 classes are trained
     2,000 iterations each, never under 6,000 in all; steps follow a changed length at 80 and 90 %,
     and burn_in is at most a sixth of it."""
@@ -153,9 +147,7 @@ def network(layers: Layers, classes: int, changes: dict, **keys) -> Network:
     return Network(replace(net, **changes), tuple(layers))
 
 
-def yolov4(
-    *, classes=80, anchors: Anchors = COCO, activation="mish", neck="leaky", **changes
-) -> Network:
+def yolov4(*, classes=80, anchors=COCO, activation="mish", neck="leaky", **changes):
     """YOLOv4.  `activation`: of the backbone; `neck`: of the rest; `changes`: keys of [net]."""
     heads = make_heads(
         anchors, classes, HEAD, (256, {"scale_x_y": 1.2}), (512, {"scale_x_y": 1.1}),
@@ -168,7 +160,7 @@ def yolov4(
     return network(layers, classes, changes, **keys)
 
 
-def yolov4_csp(*, classes=80, anchors: Anchors = COCO, activation="mish", **changes) -> Network:
+def yolov4_csp(*, classes=80, anchors=COCO, activation="mish", **changes):
     """Scaled-YOLOv4: CSP blocks in the neck too, and heads with logistic coordinates."""
     keys = HEAD | {
         "jitter": 0.1, "resize": 1.5, "iou_thresh": 0.2, "iou_normalizer": 0.05,
@@ -186,7 +178,7 @@ def yolov4_csp(*, classes=80, anchors: Anchors = COCO, activation="mish", **chan
     return network(layers, classes, changes, **keys)
 
 
-def yolov4_tiny(*, classes=80, anchors: Anchors = TINY, activation="leaky", **changes) -> Network:
+def yolov4_tiny(*, classes=80, anchors=TINY, activation="leaky", **changes):
     """YOLOv4-tiny: three CSP blocks of half the channels, two heads."""
     keys = HEAD | {"resize": 1.5, "iou_thresh": 1.0, "max_delta": float("inf"), "scale_x_y": 1.05}
     # upstream leaves the smallest anchor without a head
@@ -203,7 +195,7 @@ def yolov4_tiny(*, classes=80, anchors: Anchors = TINY, activation="leaky", **ch
     )  # fmt: skip
 
 
-def yolov4_shapes(*, classes=3, anchors: Anchors = SHAPES, activation="mish", **changes) -> Network:
+def yolov4_shapes(*, classes=3, anchors=SHAPES, activation="mish", **changes):
     """YOLOv4 in small to try on a CPU: the same stages, SPP, PANet and loss; strides 8 and 16."""
     keys = HEAD | {"resize": 1.5, "scale_x_y": 1.05}
     heads = make_heads(anchors, classes, keys, (48, {}), (64, {}))
@@ -243,13 +235,13 @@ def build(name: str, **changes) -> Network:
     return network
 
 
-def cfg_text(name: str, command: str, **changes) -> str:
+def cfg_text(name, command, **changes):
     """Text of a .cfg whose first line is the command that writes it; `changes`: see `build`."""
     network = build(name, **changes)
     text = format_cfg(network.net, network.sections)
     return f"# Written by: python -m yolov4 cfg {command}\n{text}"
 
 
-def project_files() -> dict[str, str]:
+def project_files():
     """The networks of cfg/, file name -> text."""
     return {f"{name}.cfg": cfg_text(name, f"{name} --out cfg/{name}.cfg") for name in PRESETS}

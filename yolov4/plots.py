@@ -4,7 +4,6 @@ Source: Darknet's draw_detections and chart.png for what they show, not for how.
 import colorsys
 import csv
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -14,8 +13,6 @@ import torch
 from yolov4 import metrics
 from yolov4.boxes import cxcywh_to_xyxy
 from yolov4.data import load_image
-from yolov4.decoding import Detections
-from yolov4.metrics import Pairing, Record, Result
 
 FONT = cv2.FONT_HERSHEY_SIMPLEX
 GREY = 114
@@ -27,32 +24,32 @@ SIDE = 640  # pixels of the longer side of a picture with mistakes
 TRUTH, FOUND = (255, 160, 0), (0, 140, 255)  # blue and orange, BGR: the colour-blind can tell them
 
 
-def class_colour(label: int) -> tuple[int, int, int]:
+def class_colour(label):
     """BGR 0..255, always the same for a class; the hue of the next one is far away."""
     rgb = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.8, 1)
     return tuple(round(each * 255) for each in reversed(rgb))
 
 
-def ascii_names(names: Sequence[str]) -> list[str]:
+def ascii_names(names):
     """The names, and `class 3` for one that is not ASCII: the fonts lack many letters."""
     return [name if name.isascii() else f"class {label}" for label, name in enumerate(names)]
 
 
-def draw_detections(image: np.ndarray, detections: Detections, names: Sequence[str]) -> np.ndarray:
+def draw_detections(image, detections, names):
     """A copy of image, uint8 (H, W, 3) BGR, with a box and `name score%` for each, best on top."""
     (boxes, scores, labels), names = detections.numpy(), ascii_names(names)
     texts = [f"{names[label]} {score:.0%}" for label, score in zip(labels, scores, strict=True)]
     return draw_boxes(image, boxes, map(class_colour, labels), texts)
 
 
-def draw_labels(image: np.ndarray, labels: np.ndarray, names: Sequence[str]) -> np.ndarray:
+def draw_labels(image, labels, names):
     """A copy of image, uint8 (H, W, 3) BGR, with labels (n, 5): class, cx, cy, w, h, relative."""
     boxes = cxcywh_to_xyxy(torch.from_numpy(labels[:, 1:])).numpy() * (image.shape[1::-1] * 2)
     classes, names = labels[:, 0].astype(int), ascii_names(names)
     return draw_boxes(image, boxes, map(class_colour, classes), [names[each] for each in classes])
 
 
-def draw_boxes(image, boxes, colours, texts) -> np.ndarray:
+def draw_boxes(image, boxes, colours, texts):
     """A copy of image, uint8 (H, W, 3) BGR, with boxes (n, 4) xyxy in pixels, the first on top.
 
     colours: BGR 0..255, one per box; texts: "" for none.
@@ -88,7 +85,7 @@ def _draw_text(image, box, colour, text, taken):
     cv2.putText(image, text, place, FONT, scale, ink, stroke, cv2.LINE_AA)
 
 
-def contact_sheet(images: Sequence[np.ndarray], side: int = 320) -> np.ndarray:
+def contact_sheet(images, side=320):
     """Pictures uint8 (H, W, 3) BGR side by side -> one; their longer sides become `side` pixels."""
     columns = math.ceil(math.sqrt(len(images)))
     fitted = [_fitted(image, side - 4) for image in images]
@@ -102,13 +99,13 @@ def contact_sheet(images: Sequence[np.ndarray], side: int = 320) -> np.ndarray:
     return sheet
 
 
-def _fitted(image: np.ndarray, side: int) -> np.ndarray:
+def _fitted(image, side):
     scale = side / max(image.shape[:2])
     size = [max(1, round(pixels * scale)) for pixels in image.shape[1::-1]]
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
 
 
-def draw_mistakes(record: Record, pairing: Pairing, names: Sequence[str]) -> np.ndarray:
+def draw_mistakes(record, pairing, names):
     """The record's image, uint8 (H, W, 3) BGR, its longer side SIDE pixels, with ground truth in
     blue and detections in orange; what is missed or false says so."""
     image, names = _fitted(load_image(record.path), SIDE), ascii_names(names)
@@ -124,7 +121,7 @@ def draw_mistakes(record: Record, pairing: Pairing, names: Sequence[str]) -> np.
     return draw_boxes(image, np.concatenate((boxes, found[chosen])), colours, texts)
 
 
-def read_results(path: str | Path) -> dict[str, np.ndarray]:
+def read_results(path):
     """Columns of a results.csv, NaN where a cell is empty; of a long training every n-th row,
     counted from the last, and all with a mAP."""
     with Path(path).open(newline="", encoding="utf-8") as file:
@@ -138,7 +135,7 @@ def read_results(path: str | Path) -> dict[str, np.ndarray]:
     return dict(zip(header, values.reshape(-1, len(header)).T, strict=True))
 
 
-def training_chart(results: str | Path, path: str | Path, name: str = "") -> None:
+def training_chart(results, path, name=""):
     """Draws loss, mAP, the loss terms of each head and the learning rate of a results.csv.  The
     loss axes are logarithmic: the first iterations do not hide the others."""
     columns = read_results(results)
@@ -172,7 +169,7 @@ def training_chart(results: str | Path, path: str | Path, name: str = "") -> Non
     figure.savefig(path, dpi=110)
 
 
-def _smoothed(values: np.ndarray) -> np.ndarray:
+def _smoothed(values):
     """Running average of the logarithms, nine parts old and one new, of values of 0.001 or more."""
     smoothed = np.log(np.maximum(values, 1e-3))
     for index in range(1, len(smoothed)):
@@ -180,7 +177,7 @@ def _smoothed(values: np.ndarray) -> np.ndarray:
     return np.exp(smoothed)
 
 
-def _figure(width: float, height: float):
+def _figure(width, height):
     """Of so many inches, without pyplot and its state."""
     from matplotlib.figure import Figure  # takes half a second, and detect.py draws none
 
@@ -202,7 +199,7 @@ def _draw_curves(curves, values, mean, names, x, y):
     return figure
 
 
-def precision_recall(result: Result, names: Sequence[str]):
+def precision_recall(result, names):
     """A figure with a curve per class, with its AP in the legend, and their mean."""
     curves, means = {}, []
     for label, (_, hits, truths) in enumerate(result.matches):
@@ -215,7 +212,7 @@ def precision_recall(result: Result, names: Sequence[str]):
     return _draw_curves(curves, result.ap, mean, names, "recall", "precision")
 
 
-def f1(result: Result, names: Sequence[str]):
+def f1(result, names):
     """A figure with a curve per class, with its F1 at the best threshold in the legend, and their
     mean; the dot is the best threshold, the dotted line that of the table."""
     scores, mean = metrics.f1_scores(result.matches)
@@ -230,7 +227,7 @@ def f1(result: Result, names: Sequence[str]):
     return figure
 
 
-def confusion(matrix: np.ndarray, names: Sequence[str]):
+def confusion(matrix, names):
     """A figure of `metrics.confusion`, (C + 1, C + 1): colours are shares of the row."""
     count, names = len(matrix), ascii_names(names)
     side = min(16, 5 + 0.2 * count)
@@ -249,7 +246,7 @@ def confusion(matrix: np.ndarray, names: Sequence[str]):
     return figure
 
 
-def data(labels: np.ndarray, sizes: np.ndarray, anchors: list, names: Sequence[str], title: str):
+def data(labels, sizes, anchors, names, title):
     """A figure of a data set: its classes, box sizes against the anchors, centres.
 
     labels (n, 5): class, cx, cy, w, h, relative; sizes (n, 2): width, height in pixels of the

@@ -2,26 +2,16 @@
 Source: VOCevaldet.m, VOCap.m of the VOC2007 and VOC2012 devkits; faster-coco-eval for COCO."""
 
 import json
-from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from yolov4.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh, xyxy_to_xywh
 from yolov4.files import read_text, replacing
 from yolov4.labels import read_annotation
-from yolov4.metrics import (
-    Evaluator,
-    Record,
-    Result,
-    Settings,
-    average_precisions,
-    best_overlaps,
-    by_class,
-)
+from yolov4.metrics import average_precisions, best_overlaps, by_class
 
 VOC_OVERLAP = 0.5
 COCO_FIGURES = ("AP", "AP50", "AP75", "APs", "APm", "APl",
@@ -41,7 +31,7 @@ class Figures:
     images: int
     protocol: str  # what was measured, and why it is not Darknet's figure
 
-    def table(self, names: Sequence[str]) -> str:
+    def table(self, names):
         """One line per class, the figures, the protocol."""
         row = f"{{:{max(16, *map(len, names))}}}" + " {:>9}" * len(self.classes)
         lines = [row.format("class", *self.classes)]
@@ -51,7 +41,7 @@ class Figures:
         lines += ["  ".join(part) for part in (figures[:6], figures[6:]) if part]
         return "\n".join([*lines, self.protocol])
 
-    def to_json(self, names: Sequence[str]) -> dict:
+    def to_json(self, names):
         """Everything as plain values, ready for json.dump; None for NaN."""
         rows = zip(names, *(each.tolist() for each in self.classes.values()), strict=True)
         classes = [_plain(zip(("name", *self.classes), row, strict=True)) for row in rows]
@@ -67,7 +57,7 @@ def _plain(pairs):
     return {key: None if value != value else value for key, value in pairs}  # NaN is not itself
 
 
-def evaluate_voc(records: Sequence[Record], names: Sequence[str], settings: Settings) -> Figures:
+def evaluate_voc(records, names, settings):
     """The devkit's AP by the rules of 2007 and of 2010.
 
     names: of the classes, as in the XML.  Raises ValueError for XML that cannot be used.
@@ -106,19 +96,19 @@ def evaluate_voc(records: Sequence[Record], names: Sequence[str], settings: Sett
     )
 
 
-def _widened(boxes: Tensor) -> Tensor:
+def _widened(boxes):
     """(n, 4) xyxy in pixels -> cxcywh with the devkit's extra pixel: the last one is within."""
     return xyxy_to_cxcywh(boxes + boxes.new_tensor((0, 0, 1, 1)))
 
 
-def annotations(records: Sequence[Record]) -> list[Path]:
+def annotations(records):
     """VOC's XML of each image, in `Annotations` beside its folder; [] unless all are there."""
     images = [record.path for record in records if record.path]
     paths = [path.parent.parent / "Annotations" / f"{path.stem}.xml" for path in images]
     return paths if len(paths) == len(records) and all(path.exists() for path in paths) else []
 
 
-def _voc_targets(records: Sequence[Record], names: Sequence[str]) -> tuple[list[Tensor], str]:
+def _voc_targets(records, names):
     """Of each image (m, 6) class, difficult, xyxy in pixels from 1; and where that is from: the
     XML if every image has one and it names any of the classes, else the labels."""
     rows = [
@@ -142,13 +132,7 @@ def _voc_targets(records: Sequence[Record], names: Sequence[str]) -> tuple[list[
     return targets, "the label files and the list of difficult objects, if any"
 
 
-def evaluate_coco(
-    records: Sequence[Record],
-    names: Sequence[str],
-    settings: Settings,
-    ground_truth: str | Path | None = None,
-    results: str | Path | None = None,
-) -> Figures:
+def evaluate_coco(records, names, settings, ground_truth=None, results=None):
     """COCO's AP and AR.
 
     ground_truth: a COCO JSON, else the label files are taken.  results: file for COCO's server.
@@ -188,7 +172,7 @@ def evaluate_coco(
     )
 
 
-def coco_labels(records: Sequence[Record], names: Sequence[str]) -> tuple:
+def coco_labels(records, names):
     """The label files as COCO's JSON, its numbers of images and classes, and where it is from.
     Difficult objects, which COCO does not know, are left out."""
     images, annotations = [], []
@@ -207,7 +191,7 @@ def coco_labels(records: Sequence[Record], names: Sequence[str]) -> tuple:
     return dataset, *ids, "the label files, area = width x height"
 
 
-def read_coco(path: str | Path, records: Sequence[Record], names: Sequence[str]) -> tuple:
+def read_coco(path, records, names):
     """The same from a COCO JSON; images are found by file name, classes by name (None: not there).
 
     Raises ValueError for another file, an image that it does not have, and where no class is known.
@@ -233,9 +217,7 @@ def read_coco(path: str | Path, records: Sequence[Record], names: Sequence[str])
     return dataset, image_ids, category_ids, f"{path}: {found} of {len(categories)} categories"
 
 
-def coco_detections(
-    records: Sequence[Record], image_ids: Sequence[int], category_ids: Sequence[int | None]
-) -> list[dict]:
+def coco_detections(records, image_ids, category_ids):
     """As COCO's server takes them: boxes cut to the image, as `darknet detector valid`, in 1/1000
     pixel, scores to 6 digits; classes without a category are left out."""
     entries = []
@@ -252,7 +234,7 @@ def coco_detections(
     return entries
 
 
-def _complete(annotations: list[dict]) -> list[dict]:
+def _complete(annotations):
     """With all that the library needs; numbers start at 1, since it takes 0 for no match."""
     return [
         {"area": each["bbox"][2] * each["bbox"][3], "iscrowd": 0, **each, "id": number}
@@ -260,13 +242,13 @@ def _complete(annotations: list[dict]) -> list[dict]:
     ]
 
 
-def _check_numbers(kinds: str, values) -> None:
+def _check_numbers(kinds, values):
     values = np.asarray(values)
     if values.size and (values.dtype.kind not in kinds or not (abs(values) < 1e15).all()):
         raise ValueError("ids, boxes, areas that are not numbers")
 
 
-def check(wanted: Collection[str], coco_json: str | None = None) -> None:
+def check(wanted, coco_json=None):
     """Raises ValueError or OSError for what would fail only after the pass over the images."""
     if "coco" in wanted:
         try:
@@ -279,15 +261,8 @@ def check(wanted: Collection[str], coco_json: str | None = None) -> None:
 
 
 def measure(
-    evaluator: Evaluator,
-    names: Sequence[str],
-    wanted: Collection[str] = (),
-    *,
-    iou_thresh: float = 0.5,
-    points: int = 0,
-    coco_json: str | None = None,
-    coco_results: str | None = None,
-) -> dict[str, Result | Figures]:
+    evaluator, names, wanted=(), *, iou_thresh=0.5, points=0, coco_json=None, coco_results=None
+):
     """The results of `wanted`, of darknet, voc, coco; each has table(names) and to_json(names).
 
     Nothing wanted: darknet, and voc where there is VOC's XML or a list of difficult objects.
@@ -306,7 +281,7 @@ def measure(
     return results
 
 
-def to_json(results: dict[str, Result | Figures], names: Sequence[str]) -> dict:
+def to_json(results, names):
     """Plain values, ready for json.dump: Darknet's at the top, the others below their names."""
     plain = {name: result.to_json(names) for name, result in results.items()}
     return {**plain.pop("darknet", {}), **plain}

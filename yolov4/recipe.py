@@ -1,13 +1,12 @@
 """A run's settings, and recipes over a cfg (cfg/*.recipe): keys of [net] and [yolo], flags.
 Source: each recipe names the run it follows; the yolov5-style heads are those of YOLOv5."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
-from yolov4.cfg import Convolutional, Network, Yolo, raw_sections, section_values
+from yolov4.cfg import Convolutional, Yolo, raw_sections, section_values
 from yolov4.files import read_text
 from yolov4.graph import find_heads, plan_layers
 
@@ -57,7 +56,7 @@ class Recipe(NamedTuple):
     yolo: dict
 
 
-def read_recipe(name: str) -> Recipe:
+def read_recipe(name):
     """Reads cfg/NAME.recipe, or a file by its path.  Raises ValueError `file:line: ...`."""
     path = Path(f"cfg/{name}.recipe")
     path = path if path.is_file() else Path(name)
@@ -73,7 +72,7 @@ def read_recipe(name: str) -> Recipe:
     return recipe
 
 
-def with_recipe(network: Network, recipe: Recipe) -> Network:
+def with_recipe(network, recipe):
     """The network with the recipe's keys in [net] and in every [yolo]."""
     sections = (
         replace(section, **recipe.yolo) if isinstance(section, Yolo) else section
@@ -82,7 +81,7 @@ def with_recipe(network: Network, recipe: Recipe) -> Network:
     return network._replace(net=replace(network.net, **recipe.net), sections=tuple(sections))
 
 
-def with_yolov5_heads(network: Network) -> Network:
+def with_yolov5_heads(network):
     """The network with heads as the yolov5-style loss has them: new_coords and scale_x_y=2 after a
     logistic convolution, gains as normalizers.  Raises ValueError for a head after others."""
     net, sections = network.net, list(network.sections)
@@ -104,9 +103,7 @@ def with_yolov5_heads(network: Network) -> Network:
     return network._replace(sections=tuple(sections))
 
 
-def configured(
-    network: Network, settings: Settings, images: int, say: Callable[[str], None]
-) -> Network:
+def configured(network, settings, images, say):
     """The network with its recipe and the given settings; `images` turns epochs into iterations.
     A given number of iterations moves the steps in proportion and limits burn-in to a tenth."""
     if settings.recipe:

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -15,10 +14,8 @@ import numpy as np
 
 from yolov4 import metrics, plots
 from yolov4.anchors import box_sizes, heads
-from yolov4.cfg import Network
 from yolov4.data import label_path, read_labels
 from yolov4.files import replacing
-from yolov4.metrics import Record, Result
 
 WORST = 12  # images that are shown
 CONFUSED = 10  # pairs of classes that are named
@@ -30,15 +27,7 @@ RUN_PICTURES = {
 }
 
 
-def write(
-    folder: str | Path,
-    records: Sequence[Record],
-    result: Result,
-    names: Sequence[str],
-    *,
-    notes: Sequence[str] = (),
-    run: str | Path | None = None,
-) -> Path:
+def write(folder, records, result, names, *, notes=(), run=None):
     """Writes ap.txt, ap.csv, ap.json, precision_recall.png, f1.png, confusion.png, confusion.csv,
     worst.jpg and report.html, whose path is returned.
 
@@ -96,38 +85,36 @@ def write(
     return folder / "report.html"
 
 
-def _csv(rows) -> str:
+def _csv(rows):
     stream = io.StringIO()
     csv.writer(stream).writerows(rows)
     return stream.getvalue()
 
 
-def _jpeg(image: np.ndarray) -> bytes:
+def _jpeg(image):
     return cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, 85))[1].tobytes()
 
 
-def _picture(path: Path, figure) -> str:
+def _picture(path, figure):
     stream = io.BytesIO()
     figure.savefig(stream, dpi=150)
     _save(path, stream.getvalue())
     return _uri(stream.getvalue(), path.suffix)
 
 
-def _uri(content: bytes, suffix: str) -> str:
+def _uri(content, suffix):
     kind = "png" if suffix == ".png" else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
 
 
-def _save(path: Path, content: str | bytes) -> None:
+def _save(path, content):
     with replacing(path) as beside:
         beside.write_bytes(
             content.encode("utf-8", "replace") if isinstance(content, str) else content
         )
 
 
-def write_data(
-    path: str | Path, images: Sequence[Path], names: Sequence[str], network: Network
-) -> None:
+def write_data(path, images, names, network):
     """Draws the labels of images; sizes in pixels of the network's input, as its anchors are.
     Of more than SHOWN images it takes every second, third, ... and says so."""
     total, images = len(images), images[:: math.ceil(len(images) / SHOWN)]

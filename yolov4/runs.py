@@ -6,15 +6,13 @@ import glob
 import json
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import cv2
-from torch import Tensor
 
 from yolov4 import plots
-from yolov4.cfg import Network, format_cfg
+from yolov4.cfg import format_cfg
 from yolov4.files import read_text, replacing
-from yolov4.model import Darknet
 from yolov4.weights import PREVIOUS, holds_cfg, is_onnx, save_checkpoint, save_weights
 
 COMMON_NAMES = ("coco.names", "obj.names")  # as users of Darknet call them
@@ -30,18 +28,12 @@ class NetworkFiles(NamedTuple):
     names: Path | None
     run: Path | None = None  # the run folder, where the weights were found in the newest
 
-    def __str__(self) -> str:
+    def __str__(self):
         own = "the names in it" if holds_cfg(self.weights) else "no .names file, so class numbers"
         return f"weights {self.weights}, cfg {self.cfg or 'in it'}, {self.names or own}"
 
 
-def network_files(
-    weights: str | None = None,
-    cfg: str | None = None,
-    names: str | None = None,
-    root: str | Path = "runs",
-    exported: bool = False,
-) -> NetworkFiles:
+def network_files(weights=None, cfg=None, names=None, root="runs", exported=False):
     """The given files; missing cfg and names from beside the weights; without weights the newest
     run's.  exported: an .onnx is fine too.  Raises ValueError where weights or cfg are missing."""
     run = None
@@ -81,7 +73,7 @@ def _beside(path, suffix):
     return exact[0] if exact else alike[0] if len(alike) == 1 else None
 
 
-def newest_run(root: str | Path = "runs") -> Path:
+def newest_run(root="runs"):
     """The run folder whose weights were written last.  Raises ValueError if there is none."""
     found = [path for kind in ("best", "last") for path in Path(root).glob(f"*/*_{kind}.weights")]
     if not found:
@@ -93,7 +85,7 @@ def _written(path):
     return path.stat().st_mtime
 
 
-def run_settings(run: Path) -> dict[str, Any]:
+def run_settings(run):
     """A run's settings.json.  Raises ValueError for what is no JSON."""
     path = run / "settings.json"
     try:
@@ -102,7 +94,7 @@ def run_settings(run: Path) -> dict[str, Any]:
         raise ValueError(f"{path}:{error.lineno}: {error.msg}, expected JSON") from None
 
 
-def validation_list(run: Path) -> Path:
+def validation_list(run):
     """The list of a run's validation images.  Raises ValueError if there is none."""
     path = run_settings(run).get("valid")
     if not path or not Path(path).exists():
@@ -110,7 +102,7 @@ def validation_list(run: Path) -> Path:
     return Path(path)
 
 
-def new_run_folder(root: str | Path, name: str) -> Path:
+def new_run_folder(root, name):
     """ROOT/NAME, or ROOT/NAME-2 and so on where that is taken; it is not made yet."""
     folder, number = Path(root) / name, 1
     while folder.exists():
@@ -119,7 +111,7 @@ def new_run_folder(root: str | Path, name: str) -> Path:
     return folder
 
 
-def run_folder(root: str | Path, run: str | None) -> Path:
+def run_folder(root, run):
     """The folder of a run to resume, by path or name; without either the newest checkpoint's."""
     folders = (Path(run), Path(root) / run) if run else Path(root).glob("*")
     found = [path for folder in folders if (path := folder / "last.pt").exists()]
@@ -131,9 +123,7 @@ def run_folder(root: str | Path, run: str | None) -> Path:
 class RunFolder:
     """The files of one run.  iteration: where it resumes; later rows of results.csv are dropped."""
 
-    def __init__(
-        self, path: Path, network: Network, names: list[str], settings: dict, iteration: int = 0
-    ):
+    def __init__(self, path, network, names, settings, iteration=0):
         self.path, self.name, self.names, self.board = path, path.name, names, None
         path.mkdir(parents=True, exist_ok=True)
         if settings.get("tensorboard"):
@@ -162,7 +152,7 @@ class RunFolder:
         whole = (row for row in rows if row.endswith("\n"))
         return header + "".join(row for row in whole if int(row.split(",")[0]) <= iteration)
 
-    def log(self, row: dict[str, float | None]) -> None:
+    def log(self, row):
         """Adds a row to results.csv: iteration, loss, ... by column; None where not measured."""
         known = {column: value for column, value in row.items() if value is not None}
         writer = csv.DictWriter(self.results, row)
@@ -172,7 +162,7 @@ class RunFolder:
         for column, value in known.items() if self.board else ():
             self.board.add_scalar(column, value, row["iteration"])
 
-    def save(self, model: Darknet, state: dict[str, Any], averaged: Darknet | None) -> None:
+    def save(self, model, state, averaged):
         """Writes NAME_last.weights, NAME_ema.weights (averaged), last.pt and the chart.
         state: of last.pt, without cfg and names.  The last.pt before becomes previous.pt."""
         self.results.flush()
@@ -185,11 +175,11 @@ class RunFolder:
         with replacing(self.path / "chart.png") as beside:
             plots.training_chart(self.path / "results.csv", beside, self.name)
 
-    def save_weights(self, kind: str, model: Darknet, seen: int) -> None:
+    def save_weights(self, kind, model, seen):
         """Writes NAME_KIND.weights."""
         save_weights(model, self.path / f"{self.name}_{kind}.weights", seen)
 
-    def save_picture(self, iteration: int, images: Tensor, targets: Tensor) -> None:
+    def save_picture(self, iteration, images, targets):
         """Draws augmented training images with their boxes, in the first iterations.
         images: uint8 (B, 3, H, W) RGB; targets: (T, 6)."""
         if iteration > SHOWN_BATCHES:
@@ -204,7 +194,7 @@ class RunFolder:
         sheet = plots.contact_sheet(drawn, side=480)
         cv2.imwrite(str(self.path / f"train_batch{iteration}.jpg"), sheet)
 
-    def close(self) -> None:
+    def close(self):
         self.results.close()
         if self.board:
             self.board.close()

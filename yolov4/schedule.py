@@ -15,28 +15,28 @@ def learning_rate(iteration: int, net: Net) -> float:
     return net.learning_rate * _factor(iteration, net)
 
 
-def bias_rate(iteration: int, net: Net) -> float:
+def bias_rate(iteration, net):
     """Learning rate of the biases: that of the weights, but in burn-in with burn_in_bias_rate."""
     rate = learning_rate(iteration, net)
     return _warm_up(net.burn_in_bias_rate or rate, rate, iteration, net)
 
 
-def momentum(iteration: int, net: Net) -> float:
+def momentum(iteration, net):
     """Momentum of the update: that of [net], but in burn-in with burn_in_momentum."""
     return _warm_up(net.burn_in_momentum or net.momentum, net.momentum, iteration, net)
 
 
-def ema_decay(iteration: int, decay: float) -> float:
+def ema_decay(iteration, decay):
     """Share that averaged weights keep in an iteration: rises from 0 to `decay`, as in YOLOv5."""
     return decay * (1 - math.exp(-iteration / 2000))
 
 
-def _warm_up(start: float, value: float, iteration: int, net: Net) -> float:
+def _warm_up(start, value, iteration, net):
     """Linear from `start` to `value` in burn-in."""
     return start + (value - start) * min(iteration / max(net.burn_in, 1), 1.0)
 
 
-def _factor(iteration: int, net: Net) -> float:
+def _factor(iteration, net):
     match net.policy:
         case "steps":
             pairs = zip(net.steps, net.scales, strict=True)
@@ -60,6 +60,6 @@ def _factor(iteration: int, net: Net) -> float:
     return 1.0  # constant; Darknet treats "sig" as that too
 
 
-def _cosine(done: int, length: int, lowest: float) -> float:
+def _cosine(done, length, lowest):
     """From 1 at 0 down to `lowest` at `length`, along half a cosine."""
     return lowest + (1 - lowest) * (1 + math.cos(math.pi * done / length)) / 2

@@ -6,13 +6,11 @@ import copy
 import os
 import signal
 import time
-from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
-from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -24,7 +22,7 @@ from yolov4.evaluation import collect
 from yolov4.layers import CrossBatchNorm, growth, set_stage
 from yolov4.loss import DarknetLoss, HeadTerms, attack_loss, attack_rate, attacked_images
 from yolov4.model import HALVES, Darknet
-from yolov4.recipe import Settings, configured
+from yolov4.recipe import configured
 from yolov4.runs import RunFolder
 from yolov4.schedule import bias_rate, ema_decay, learning_rate, momentum
 from yolov4.weights import VERSION, last_checkpoint, load_weights
@@ -48,7 +46,7 @@ class Update:
     rate: float
     heads: dict[int, HeadTerms]  # by the layer of each head
 
-    def lines(self) -> list[str]:
+    def lines(self):
         """A line per head, as in Darknet's log."""
         return [
             f"Region {layer} Avg (IOU: {t.average_iou:.6f}), count: {t.count:g}, "
@@ -68,17 +66,7 @@ class Updater:
     state: of last.pt.
     """
 
-    def __init__(
-        self,
-        model: Darknet,
-        *,
-        amp: str = "off",
-        loss: str = "darknet",
-        freeze: int = 0,
-        ema: float = 0.0,
-        world: int = 1,
-        state: dict | None = None,
-    ):
+    def __init__(self, model, *, amp="off", loss="darknet", freeze=0, ema=0.0, world=1, state=None):
         self.model, self.net, self.freeze, self.ema = model, model.net, freeze, ema
         self.device = next(model.parameters()).device
         self.loss = LOSSES[loss](model.heads, self.net)
@@ -111,7 +99,7 @@ class Updater:
         if world > 1:
             self.parallel = DistributedDataParallel(model, find_unused_parameters=any(self.stops))
 
-    def update(self, iteration: int, batches: Iterable[tuple[Tensor, Tensor, list]]) -> Update:
+    def update(self, iteration, batches):
         """One iteration, counted from 1.  batches: images uint8 (B, 3, H, W) RGB, targets (T, 6),
         image files; as many as this process needs are taken.
         Raises NonFiniteLoss before the weights change."""
@@ -228,13 +216,7 @@ class Training:
     Raises ValueError for data and files that do not fit; `run` raises NonFiniteLoss.
     """
 
-    def __init__(
-        self,
-        settings: Settings,
-        folder: Path,
-        resume: bool = False,
-        say: Callable[[str], None] = print,
-    ):
+    def __init__(self, settings, folder, resume=False, say=print):
         if settings.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts
             torch.use_deterministic_algorithms(True)
@@ -314,7 +296,7 @@ class Training:
         )
         return iteration
 
-    def run(self) -> Path:
+    def run(self):
         """Trains to the end, or until SIGINT or SIGTERM, and returns the run's folder."""
         progress, batches = self.progress, iter(self.loader)
         handlers = {n: signal.signal(n, self._stop) for n in (signal.SIGINT, signal.SIGTERM)}
@@ -345,11 +327,11 @@ class Training:
             getattr(batches, "_shutdown_workers", lambda: None)()
             if self.files:
                 self.files.close()
+            distributed.leave()
         if self.evaluation:
             folder = self.folder
             page = report.write(folder / "report", *self.evaluation, self.names, run=folder)
             self.say(f"{page}: the last evaluation, missed objects and false detections")
-        distributed.leave()
         return self.folder
 
     def _loop(self, batches, bar):

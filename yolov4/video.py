@@ -6,7 +6,6 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from glob import glob
 from pathlib import Path
@@ -19,14 +18,13 @@ import torch
 
 from yolov4.boxes import relative_boxes
 from yolov4.data import read_image_list
-from yolov4.decoding import Detections
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 PAUSE = 1.0  # seconds before a stream that broke off is opened again
 
 
-def expand(source: str) -> list[str]:
+def expand(source):
     """The files of a folder, a .txt list or a glob, in order; anything else alone.  Raises
     ValueError for an empty folder or list."""
     path = Path(source)
@@ -40,7 +38,7 @@ def expand(source: str) -> list[str]:
     return [source] if path.exists() else sorted(glob(source, recursive=True)) or [source]
 
 
-def is_stream(source: str) -> bool:
+def is_stream(source):
     """Whether it has frames: a camera's number, a video or an address."""
     return source.isdigit() or "://" in source or Path(source).suffix.lower() in VIDEOS
 
@@ -62,14 +60,7 @@ class Video:
     Raises ValueError if it cannot be opened.
     """
 
-    def __init__(
-        self,
-        source: str,
-        every: int = 1,
-        ahead: int = 8,
-        reconnect: float = 60.0,
-        say: Callable[[str], None] = print,
-    ):
+    def __init__(self, source, every=1, ahead=8, reconnect=60.0, say=print):
         self.source, self.every, self.reconnect, self.say = source, every, reconnect, say
         self.place = int(source) if source.isdigit() else source
         self.capture = cv2.VideoCapture(self.place)
@@ -91,10 +82,10 @@ class Video:
         self.thread = threading.Thread(target=self._read, daemon=True)
         self.thread.start()
 
-    def __iter__(self) -> Iterator[Frame]:
+    def __iter__(self):
         return iter(self.frames.get, None)
 
-    def close(self) -> None:
+    def close(self):
         """Ends the reading; what was decoded ahead is dropped."""
         self.closed.set()
         self._drop()
@@ -148,14 +139,7 @@ class Output:
     folder: of the images and videos, with labels/ for save_txt; names: of the classes.
     """
 
-    def __init__(
-        self,
-        folder: str | Path,
-        names: Sequence[str],
-        sources: Sequence[str],
-        save_txt: bool,
-        json_path: str | None,
-    ):
+    def __init__(self, folder, names, sources, save_txt, json_path):
         self.folder, self.names, self.stems = Path(folder), names, set()
         self.labels = self.folder / "labels" if save_txt else None
         self.taken = {Path(source).resolve() for source in sources}
@@ -163,7 +147,7 @@ class Output:
         self.json = Path(json_path).open("w", encoding="utf-8") if json_path else None  # noqa: SIM115
         self.before = "[\n"  # what comes before the next record
 
-    def place(self, source: str, suffix: str) -> Path:
+    def place(self, source, suffix):
         """The path for the output of a source."""
         name = f"camera{source}" if source.isdigit() else Path(source).stem
         if "://" in source:  # the name shows no user, password or key
@@ -177,14 +161,7 @@ class Output:
         self.stems.add(path.stem.lower())
         return path
 
-    def add(
-        self,
-        source: str,
-        stem: str,
-        image_size: tuple[int, int],
-        detections: Detections,
-        frame: int,
-    ) -> None:
+    def add(self, source, stem, image_size, detections, frame):
         """Writes one image, or the frame of that number: its record in the .json, which has
         Darknet's keys, and its labels for training."""
         if self.json:
@@ -215,7 +192,7 @@ class Output:
             )
             (self.labels / f"{stem}.txt").write_text("".join(lines), encoding="utf-8")
 
-    def close(self) -> None:
+    def close(self):
         if self.json:
             with self.json:
                 self.json.write("[]\n" if self.before == "[\n" else "\n]\n")
@@ -227,7 +204,7 @@ def _rows(found, boxes, image_size):
     return zip(*(column.tolist() for column in columns), strict=True)
 
 
-def write_picture(path: Path, image: np.ndarray) -> None:
+def write_picture(path, image):
     """Encodes by the suffix; unlike cv2.imwrite, with names beyond ASCII on Windows too."""
     cv2.imencode(path.suffix, image)[1].tofile(path)
 
@@ -236,20 +213,20 @@ class VideoFile:
     """An .mp4 of frames uint8 (H, W, 3) BGR, resized to size = (width, height); rate per second.
     Raises ValueError if it cannot be written, from close() if frames are missing."""
 
-    def __init__(self, path: Path, rate: float, size: tuple[int, int]):
+    def __init__(self, path, rate, size):
         self.path, self.size, self.frames = path, size, 0
         self.writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
         if not self.writer.isOpened():
             raise ValueError(f"{path}: OpenCV cannot write an mp4 of {size[0]}x{size[1]} here")
 
-    def write(self, image: np.ndarray, upto: int) -> None:
+    def write(self, image, upto):
         """Repeats the image until the video has `upto` frames, in the place of dropped ones."""
         fitting = cv2.resize(image, self.size)
         for _ in range(upto - self.frames):
             self.writer.write(fitting)
         self.frames = upto
 
-    def close(self) -> None:
+    def close(self):
         self.writer.release()
         # OpenCV's writer does not tell of a full disk
         found = int(cv2.VideoCapture(str(self.path)).get(cv2.CAP_PROP_FRAME_COUNT))

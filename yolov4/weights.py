@@ -4,16 +4,13 @@ Source: Darknet's src/parser.c, load_weights_upto and save_weights_upto; OpenCV'
 import struct
 import tempfile
 import zipfile
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
 
 from yolov4.cfg import parse_cfg
 from yolov4.decoding import decode
@@ -41,7 +38,7 @@ class LoadedWeights:
     of: int
     classes: int | None = None
 
-    def __str__(self) -> str:
+    def __str__(self):
         text, missing = f"loaded {self.layers} of {self.of} layers", self.of - self.layers
         if self.classes:
             return f"{text} of {self.classes} classes; the {missing} before the heads start fresh"
@@ -114,7 +111,7 @@ def save_weights(
                 file.write(tensor.float().cpu().contiguous().numpy())
 
 
-def _tensors(model: Darknet) -> Iterator[tuple[int, str, Tensor]]:
+def _tensors(model):
     """(layer, name, tensor) in the order of the file"""
     for layer, module in zip(model.plan, model.layers, strict=True):
         state = module.state_dict()
@@ -124,7 +121,7 @@ def _tensors(model: Darknet) -> Iterator[tuple[int, str, Tensor]]:
         yield from found
 
 
-def _read_header(path: Path) -> tuple[tuple[int, ...], int, int]:
+def _read_header(path):
     """version, seen, length of the header in bytes"""
     with path.open("rb") as file:
         start = file.read(20)
@@ -139,7 +136,7 @@ def _read_header(path: Path) -> tuple[tuple[int, ...], int, int]:
     return version, *struct.unpack_from("<" + seen, start, 12), 12 + struct.calcsize("<" + seen)
 
 
-def _seen_format(version: tuple[int, ...]) -> str:
+def _seen_format(version):
     return "q" if version[0] * 10 + version[1] >= 2 else "i"
 
 
@@ -149,9 +146,7 @@ KEYS = {
 }  # fmt: skip
 
 
-def save_checkpoint(
-    path: str | Path, state: dict[str, Any], keep: str | Path | None = None
-) -> None:
+def save_checkpoint(path, state, keep=None):
     """state: cfg (text), names, model, ema (or None), iteration, seen, and what resuming needs, in
     tensors and plain values.  keep: where the file that was there before goes."""
     with replacing(path, keep) as beside, beside.open("wb") as file:
@@ -161,7 +156,7 @@ def save_checkpoint(
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
-def load_checkpoint(path: str | Path) -> dict[str, Any]:
+def load_checkpoint(path):
     """Raises ValueError for anything but a checkpoint of this project."""
     if not is_checkpoint(path):
         raise ValueError(f"{path}: is no .pt checkpoint, expected one by train.py")
@@ -178,7 +173,7 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     return state
 
 
-def last_checkpoint(folder: Path) -> dict[str, Any]:
+def last_checkpoint(folder):
     """That of folder/last.pt.  Raises ValueError as `load_checkpoint`, and then names the previous
     one if that is whole."""
     try:
@@ -192,9 +187,7 @@ def last_checkpoint(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{error}; {offer} to resume from there") from None
 
 
-def load_network(
-    weights: str | Path, cfg: str | Path | None = None, ema: bool = True
-) -> tuple[Darknet, list[str] | None]:
+def load_network(weights, cfg=None, ema=True):
     """The network of .weights with its cfg, or of a .pt checkpoint (detected from the file's
     contents), and the class names, None where the file has none.
 
@@ -222,23 +215,23 @@ def load_network(
     return model, state["names"]
 
 
-def is_checkpoint(weights: str | Path) -> bool:
+def is_checkpoint(weights):
     """Whether a file is a .pt checkpoint (a zip), by its content."""
     with Path(weights).open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
 
 
-def is_onnx(weights: str | Path) -> bool:
+def is_onnx(weights):
     """Whether a file is an exported network, by its suffix: the format has no mark."""
     return Path(weights).suffix.lower() == ".onnx"
 
 
-def holds_cfg(weights: str | Path) -> bool:
+def holds_cfg(weights):
     """Whether a file holds cfg and names itself."""
     return is_checkpoint(weights) or is_onnx(weights)
 
 
-def check_bytes(cfg: str | Path, weights: str | Path, model: Darknet) -> str:
+def check_bytes(cfg, weights, model):
     """Reads the file into a fresh network, compares every tensor with the model's, writes it again
     and compares bytes.  Returns a sentence; raises ValueError for any difference."""
     again = Darknet.from_cfg(cfg)
@@ -257,7 +250,7 @@ def check_bytes(cfg: str | Path, weights: str | Path, model: Darknet) -> str:
     )
 
 
-def opencv_difference(cfg: str | Path, weights: str | Path, images: Tensor) -> float | None:
+def opencv_difference(cfg, weights, images):
     """The largest difference between our predictions and those of OpenCV's Darknet importer.
 
     images: (1, 3, h, w) float RGB 0..1 of the cfg's size.  Compared are objectness and boxes
@@ -286,7 +279,7 @@ def opencv_difference(cfg: str | Path, weights: str | Path, images: Tensor) -> f
     return largest_difference(np.concatenate(found), expected)
 
 
-def largest_difference(found: np.ndarray, expected: np.ndarray) -> float:
+def largest_difference(found, expected):
     """Of two arrays of one shape, values above 1 relative to themselves.  Equal infinities (boxes
     of an untrained network) do not differ; NaN differs without bound."""
     with np.errstate(invalid="ignore"):

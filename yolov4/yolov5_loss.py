@@ -2,14 +2,11 @@
 Source: the formulas of YOLOv5 as published; CIoU arXiv:1911.08287."""
 
 import math
-from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from yolov4.boxes import box_iou, to_device
-from yolov4.cfg import Head, Net
 from yolov4.decoding import by_anchor, decode_boxes
 from yolov4.loss import HeadTerms, LossTerms, flat_indices, reduce_max
 
@@ -26,10 +23,10 @@ class Yolov5Loss:
     is label_smooth_eps; other keys of Darknet's loss have no effect.
     """
 
-    def __init__(self, heads: Sequence[Head], net: Net | None = None):
+    def __init__(self, heads, net=None):
         self.heads = heads
 
-    def __call__(self, logits: Sequence[Tensor], targets: Tensor) -> LossTerms:
+    def __call__(self, logits, targets):
         targets = targets.to("cpu", torch.float32)
         with torch.autocast(logits[0].device.type, enabled=False):
             pairs = zip(logits, self.heads, strict=True)
@@ -39,7 +36,7 @@ class Yolov5Loss:
         return LossTerms(total, [HeadTerms(*(term.detach() for term in each)) for each in terms])
 
 
-def match(head: Head, targets: Tensor, grid: tuple[int, int]) -> Tensor:
+def match(head, targets, grid):
     """Target assignment: every anchor whose sides are less than 4 times longer or shorter, in the
     cell of the target's centre; where the head reaches so far (scale_x_y >= 2) also in the nearest
     cell beside it and the nearest above or below.
@@ -60,7 +57,7 @@ def match(head: Head, targets: Tensor, grid: tuple[int, int]) -> Tensor:
     return torch.stack((target, targets[target, 0].long(), anchor, cells[:, 1], cells[:, 0]))
 
 
-def prior_biases(head: Head) -> Tensor:
+def prior_biases(head):
     """(A * (5 + C),): initial biases before a head, for 8 objects in 640 x 640 pixels."""
     biases = torch.zeros(len(head.anchors), 5 + head.classes)
     biases[:, 4] = math.log(8 / (640 / head.stride) ** 2)
@@ -68,7 +65,7 @@ def prior_biases(head: Head) -> Tensor:
     return biases.flatten()
 
 
-def _head_terms(logits: Tensor, head: Head, targets: Tensor) -> HeadTerms:
+def _head_terms(logits, head, targets):
     """Of one head, with gradient; `cost` is its loss."""
     targets = targets[(targets[:, 1] >= 0) & (targets[:, 1] < head.classes)]
     device, grid = logits.device, logits.shape[2:]
