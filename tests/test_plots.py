@@ -70,7 +70,7 @@ def test_chart_of_none_few_and_many_rows(tmp_path, count):
     plots.training_chart(tmp_path / "results.csv", tmp_path / "chart.svg", "run")
     assert (tmp_path / "chart.svg").exists() == bool(count)
     if count == 40:  # of equals the last, whose weights are kept
-        assert "mAP 25.0 %, best 75.0 % at 12 " in (tmp_path / "chart.svg").read_text()
+        assert "mAP 25.0%, best 75.0% at 12 " in (tmp_path / "chart.svg").read_text()
 
 
 def test_of_a_long_training_some_rows_are_read_the_last_and_all_with_a_map(tmp_path, monkeypatch):

@@ -149,16 +149,16 @@ def training_chart(results, path, name=""):
     title = f"{name}: iteration {iterations[-1]:.0f}, loss {losses[-1]:.3g}"
     measured = np.isfinite(columns["map"])
     if measured.any():
-        places, maps = iterations[measured], columns["map"][measured] * 100
+        places, maps = iterations[measured], columns["map"][measured]
         right = top.twinx()
         right.plot(places, maps, "C3o-", markersize=3, label="mAP")
-        right.set(ylim=(0, 100), ylabel="mAP %")
+        right.set(ylim=(0, 1), ylabel="mAP")
         best = places[maps == maps.max()][-1]  # the last of equals: its weights are kept
-        title += f", mAP {maps[-1]:.1f} %, best {maps.max():.1f} % at {best:.0f}"
-    for kind, style in (("class_loss", "-"), ("iou_loss", "--")):
-        heads = (key for key in columns if key.startswith(kind))
-        for colour, key in enumerate(heads, 4):
-            middle.semilogy(iterations, _smoothed(columns[key]), f"C{colour}{style}", label=key)
+        title += f", mAP {maps[-1]:.1%}, best {maps.max():.1%} at {best:.0f}"
+    terms = (key for key in columns if key.startswith(("class_loss", "iou_loss")))
+    for colour, key in enumerate(terms, 4):
+        style = f"C{colour}--" if key.startswith("iou") else f"C{colour}"
+        middle.semilogy(iterations, _smoothed(columns[key]), style, label=key)
     bottom.plot(iterations, columns["rate"], "C2")
     top.set(title=title, ylabel="loss")
     middle.set(ylabel="loss terms, smoothed")
@@ -252,14 +252,14 @@ def data(labels, sizes, anchors, names, title):
     labels (n, 5): class, cx, cy, w, h, relative; sizes (n, 2): width, height in pixels of the
     network input; anchors: (A, 2) of each head, in the same pixels.
     """
-    bars, names = min(BARS, len(names)), ascii_names(names)
-    figure = _figure(6.4, 12 + 0.15 * bars)
+    names, counts = ascii_names(names), np.bincount(labels[:, 0].astype(int), None, len(names))
+    order = np.argsort(counts, kind="stable")[-BARS:]
+    figure = _figure(6.4, 12 + 0.15 * len(order))
     figure.suptitle(title)
-    classes, boxes, centres = figure.subplots(3, 1, height_ratios=(max(4, 0.2 * bars), 6, 5.5))
-    counts = np.bincount(labels[:, 0].astype(int), minlength=len(names))
-    order = np.argsort(counts, kind="stable")[-bars:]
+    heights = max(4, 0.2 * len(order)), 6, 5.5
+    classes, boxes, centres = figure.subplots(3, 1, height_ratios=heights)
     classes.bar_label(classes.barh([names[label] for label in order], counts[order]))
-    classes.set(title=f"Boxes of the {bars} most frequent classes", xlabel="boxes")
+    classes.set(title=f"Boxes of the {len(order)} most frequent classes", xlabel="boxes")
     marks = np.concatenate((sizes, *anchors)).clip(1)
     edges = np.geomspace(marks.min() / 1.2, marks.max() * 1.2, 60)
     # from 0.2, so that a single box is grey
