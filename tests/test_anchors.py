@@ -80,5 +80,5 @@ def test_new_anchors_change_their_lines_alone(data):
     assert new != text
     assert re.sub("anchors=.*?\r", "\r", new) == re.sub("anchors=.*?\r", "\r", text)
     assert all(np.array_equal(yolo.anchors, found) for yolo in anchors.heads(parse_cfg(new)))
-    with pytest.raises(ValueError, match=r"old\.cfg: 6 anchors, but 3 new"):
+    with pytest.raises(ValueError, match=r"old\.cfg: "):
         anchors.with_anchors(network, text, found[:3])

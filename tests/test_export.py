@@ -173,11 +173,8 @@ def test_detector_of_a_file_with_nms_takes_its_thresholds_and_stricter_ones(file
 def test_metadata_and_operators_are_what_other_readers_need(files):
     written = onnx.load(files / "suppressed.onnx")
     found = {each.key: each.value for each in written.metadata_props}
-    expected = {
-        "cfg_name": "small.cfg", "width": "64", "height": "32", "letter_box": "1",
-        "nms_kind": "greedynms", "beta_nms": "0.6", "thresh": "0.25", "nms_thresh": "0.4",
-    }  # fmt: skip
-    assert found.items() >= expected.items()
+    assert (found["thresh"], found["nms_thresh"]) == ("0.25", "0.4")
+    assert parse_cfg(found["cfg"]).sections == small_model().sections
     assert Counter(node.op_type for node in written.graph.node)["Mish"] == 1
     assert OnnxNetwork(files / "suppressed.onnx").heads == small_model().heads
 
@@ -220,12 +217,7 @@ def test_what_export_did_not_write_is_one_sentence(tmp_path, content):
     assert "\n" not in str(error.value)
 
 
-def test_missing_packages_are_named_and_without_onnx_runtime_it_is_unchecked(
-    files, tmp_path, monkeypatch
-):
-    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxruntime" else name)
-    exported = export.export_onnx(small_model(), tmp_path / "x.onnx")
-    assert exported == (72, None, None) and OnnxNetwork(tmp_path / "x.onnx").net.width == 64
+def test_missing_packages_are_named(files, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxscript" else name)
     with pytest.raises(ValueError, match="needs onnxscript"):
         export.export_onnx(small_model(), tmp_path / "y.onnx")

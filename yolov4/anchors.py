@@ -1,6 +1,8 @@
 """Anchors for a data set by k-means with 1 - IoU as the distance, and how well anchors fit boxes.
 Source: YOLOv2 (arXiv 1612.08242) section 2, Darknet's src/detector.c (calc_anchors); k-means++."""
 
+import re
+
 import numpy as np
 
 from yolov4.cfg import Yolo
@@ -86,15 +88,9 @@ def describe(sizes, anchors, masks):
 
 def with_anchors(network, text, anchors):
     """The text of the network's cfg with new anchors in each [yolo], every other line as it was."""
-    lines = text.splitlines(keepends=True)
-    for yolo in heads(network):
-        if len(yolo.anchors) != len(anchors):
-            found = f"{len(yolo.anchors)} anchors, but {len(anchors)} new ones"
-            raise ValueError(f"{network.name}: {found}, expected as many")
-        index = yolo.lines["anchors"] - 1
-        key, ending = lines[index].split("=")[0], lines[index][len(lines[index].rstrip("\r\n")) :]
-        lines[index] = f"{key}={as_text(anchors)}{ending}"
-    return "".join(lines)
+    if any(len(yolo.anchors) != len(anchors) for yolo in heads(network)):
+        raise ValueError(f"{network.name}: has not {len(anchors)} anchors, as many as the new ones")
+    return re.sub(r"(?m)^(\s*anchors\s*=)[^\r\n]*", rf"\g<1>{as_text(anchors)}", text)
 
 
 def fit(image_list, network=None, size=None, count=None, seed=0):

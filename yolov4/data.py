@@ -178,7 +178,7 @@ class TrainingSet(Dataset):
         if net.mosaic and net.letter_box:
             raise ValueError("[net]: mosaic=1 cannot be combined with letter_box=1")
         self.paths, self.net, self.head, self.seed = [str(path) for path in paths], net, head, seed
-        self.images, self.labels, room = {}, {}, cache * 1e9
+        self.images, room = {}, cache * 1e9
         for path in dict.fromkeys(self.paths) if cache else ():
             try:
                 image = load_image(path)
@@ -226,14 +226,13 @@ class TrainingSet(Dataset):
             path = self.paths[rng.integers(len(self.paths))]
             try:
                 image = self.images[path] if path in self.images else load_image(path)
-                if path not in self.labels:  # read once in each process: 4 % more samples/s
-                    self.labels[path] = read_labels(label_path(path))
+                labels = read_labels(label_path(path))
                 height, width = image.shape[:2]
                 params = augment.draw_crop(rng, self.net, self.head, (width, height), size)
                 width, height = width - sum(params[:2]), height - sum(params[2:4])
                 if width * height > MAX_PIXELS:  # letter_box makes a square of the longer side
                     raise ValueError(f"{path}: a crop of {width}x{height} pixels is too large")
-                return path, (image, self.labels[path]), params
+                return path, (image, labels), params
             except (ValueError, OSError) as error:
                 faults.append((path, str(error)))
         empty = np.zeros((*size[::-1], 3), np.uint8), np.zeros((0, 5), np.float32)

@@ -48,12 +48,11 @@ class Suppression(NamedTuple):
 
 
 class Exported(NamedTuple):
-    """What `export_onnx` wrote: predictions per image, and the largest differences, None if not
-    checked."""
+    """What `export_onnx` wrote: predictions per image, and the largest differences from torch."""
 
     predictions: int
-    boxes: float | None
-    scores: float | None
+    boxes: float
+    scores: float
 
 
 class OnnxNetwork:
@@ -71,14 +70,10 @@ class OnnxNetwork:
             raise ValueError(f"{path}: needs ONNX Runtime: {INSTALL}") from None
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads, options.log_severity_level = threads, 3
-        self.path, content = (
-            path,
-            Path(path).read_bytes(),
-        )  # ONNX Runtime has trouble with some paths
+        content = Path(path).read_bytes()  # ONNX Runtime has trouble with some paths
+        providers, self.path = ["CPUExecutionProvider"], path
         try:
-            self.session = onnxruntime.InferenceSession(
-                content, options, providers=["CPUExecutionProvider"]
-            )
+            self.session = onnxruntime.InferenceSession(content, options, providers=providers)
             written = self.session.get_modelmeta().custom_metadata_map
         except Exception as error:  # a class of its own for each reason, none of them public
             reason = str(error).partition("\n")[0][:160] or type(error).__name__
@@ -96,10 +91,7 @@ class OnnxNetwork:
         outputs = self.session.run(None, {"images": images.contiguous().numpy()})
         return [torch.from_numpy(output) for output in outputs]
 
-    def detections(
-        self, images, image_sizes, thresh,
-        nms_thresh, letter_box,
-    ):  # fmt: skip
+    def detections(self, images, image_sizes, thresh, nms_thresh, letter_box):
         """As `detections_from_logits`.  Raises ValueError where NMS in the graph has a higher
         thresh or another nms_thresh."""
         if self.suppression is None:
@@ -113,11 +105,9 @@ class OnnxNetwork:
                     f"{self.path}: found thresh {thresh:g} and nms {nms_thresh:g}, but NMS in its "
                     f"graph has thresh {least:g} and nms {fixed:g}"
                 )
-            boxes, scores, labels, index = self(images)
-            # the graph does not tell which prediction a detection is of: each counts as its own
-            found = index, boxes, scores, labels, torch.arange(len(scores))
-            found = [values[scores > thresh] for values in found]
-            nms_thresh = 0
+            nms_thresh, (boxes, scores, labels, index) = 0, self(images)
+            rows = boxes.unique(dim=0, return_inverse=True)[1]  # the classes of a box share it
+            found = [each[scores > thresh] for each in (index, boxes, scores, labels, rows)]
         found[1] = xyxy_to_cxcywh(found[1])
         size = (self.net.width, self.net.height)
         return detections_from_candidates(
@@ -155,44 +145,39 @@ def export_onnx(
 
     The graph: images (batch, C, h, w) -> boxes, scores as `Decoding`; with suppression -> boxes
     (n, 4), scores (n,), labels (n,), image_index (n,), by image, class and falling score.  The
-    metadata hold the cfg and names.  Compared with torch on batches of 1 and 2 if ONNX Runtime is
-    installed.  Raises ValueError without the packages, and for a difference above LIMIT; `path` is
-    then as it was.
+    metadata hold the cfg and names.  ONNX Runtime and torch are compared on batches of 1 and 2.
+    Raises ValueError without the packages, and for a difference above LIMIT; `path` is then as it
+    was.
     """
-    if missing := [package for package in ("onnx", "onnxscript") if find_spec(package) is None]:
-        raise ValueError(f"{path}: needs {' and '.join(missing)}: {INSTALL}")
+    packages = "onnx", "onnxscript", "onnxruntime"
+    if missing := [package for package in packages if find_spec(package) is None]:
+        raise ValueError(f"{path}: needs {', '.join(missing)}: {INSTALL}")
     import onnx
 
-    net, head = model.net, model.heads[-1]
-    metadata = {
-        "cfg_name": Path(model.network.name).name, "cfg": format_cfg(net, model.sections),
-        "names": json.dumps(names_of_classes(names, head.classes, path), ensure_ascii=False),
-        # OnnxNetwork reads these from the cfg
-        "width": net.width, "height": net.height, "letter_box": int(net.letter_box),
-        "nms_kind": head.nms_kind, "beta_nms": head.beta_nms,
-    }  # fmt: skip
-    metadata |= suppression._asdict() if suppression else {}
+    net, names = model.net, names_of_classes(names, model.heads[-1].classes, path)
+    metadata = {"cfg": format_cfg(net, model.sections)}
+    metadata["names"] = json.dumps(names, ensure_ascii=False)
+    if suppression:
+        metadata |= {key: str(value) for key, value in suppression._asdict().items()}
     decoding, seed = Decoding(model.fuse()).cpu(), torch.Generator().manual_seed(0)
     images = torch.rand(2, net.channels, net.height, net.width, generator=seed)
-    expected, differences = decoding(images), (None, None)
+    expected = decoding(images)
     predictions = expected[0].shape[1]
     exported = _trace(decoding, images, "_all" if suppression else "")
-    onnx.helper.set_model_props(exported, {key: str(value) for key, value in metadata.items()})
+    onnx.helper.set_model_props(exported, metadata)
     with replacing(path) as beside:
         onnx.save(exported, beside)
-        network = OnnxNetwork(beside) if find_spec("onnxruntime") else None
-        if network:
-            found = zip(expected, network(images), network(images[:1]), strict=True)
-            differences = [
-                largest_difference(torch.cat((two, one)).numpy(), torch.cat((e, e[:1])).numpy())
-                for e, two, one in found
-            ]
-            if max(differences) > LIMIT:
-                boxes, scores = differences
-                raise ValueError(
-                    f"{path}: boxes in ONNX Runtime differ from torch by {boxes:.2g}, scores by "
-                    f"{scores:.2g}, expected at most {LIMIT:g}"
-                )
+        network = OnnxNetwork(beside)
+        found = zip(expected, network(images), network(images[:1]), strict=True)
+        boxes, scores = (
+            largest_difference(torch.cat((two, one)).numpy(), torch.cat((e, e[:1])).numpy())
+            for e, two, one in found
+        )
+        if max(boxes, scores) > LIMIT:
+            raise ValueError(
+                f"{path}: boxes in ONNX Runtime differ from torch by {boxes:.2g}, scores by "
+                f"{scores:.2g}, expected at most {LIMIT:g}"
+            )
         if suppression:
             text = NMS.format(most=predictions, least=suppression[0], iou=suppression[1])
             nms, graph = onnx.parser.parse_model(text).graph, exported.graph
@@ -201,9 +186,8 @@ def export_onnx(
             del graph.output[:]
             graph.output.extend(nms.output)
             onnx.save(exported, beside)
-            if network:
-                OnnxNetwork(beside)(images)
-    return Exported(predictions, *differences)
+            OnnxNetwork(beside)(images)
+    return Exported(predictions, boxes, scores)
 
 
 def _trace(decoding, images, suffix):
