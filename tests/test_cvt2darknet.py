@@ -1,9 +1,7 @@
 """cvt2darknet.py as a user calls it: there, back, and proven by OpenCV's own reader of .weights."""
 
 import re
-import runpy
 import shutil
-import sys
 
 import cv2
 import numpy as np
@@ -22,20 +20,15 @@ reads_darknet = pytest.mark.skipif(
 
 
 @pytest.fixture
-def cvt(root, monkeypatch, capsys):
-    """cvt(*arguments) runs the script in this process -> what it printed, errors too."""
+def cvt(call):
+    """cvt(*arguments) runs the script -> what it printed, errors too."""
 
-    def call(*arguments, code=0):
-        monkeypatch.setattr(sys, "argv", ["cvt2darknet.py", *map(str, arguments)])
-        found = 0
-        try:
-            runpy.run_path(str(root / "cvt2darknet.py"), run_name="__main__")
-        except SystemExit as stopped:
-            found = stopped.code or 0
+    def run(*arguments, code=0):
+        found, *printed = call("cvt2darknet.py", *arguments)
         assert found == code
-        return "".join(capsys.readouterr())
+        return "".join(printed)
 
-    return call
+    return run
 
 
 @pytest.fixture

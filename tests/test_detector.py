@@ -2,7 +2,7 @@
 Source: golden/resize.npz and golden/detections_real, results of Darknet."""
 
 import copy
-import shutil
+from functools import partial
 from itertools import product
 
 import cv2
@@ -125,9 +125,8 @@ def test_boxes_are_pixels_of_the_original(shape):
 def test_a_model_in_memory_stays_as_it_was():
     model = small_model(letter_box=1).train()
     before = copy.deepcopy(model.state_dict())
-    assert Detector.from_model(model).letter_box
+    assert Detector.from_model(model).letter_box and model.training
     assert not Detector.from_model(model, letter_box=False).letter_box
-    assert model.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
@@ -149,7 +148,7 @@ def test_wrong_names_devices_and_precisions_are_named():
         Detector.from_model(small_model(), names=["a", "b", "c"])
     for name in ("toaster", "cuda:99", "cpu:x"):
         with pytest.raises(ValueError, match=f"device {name}"):
-            inference.choose_device(name)
+            Detector("x.cfg", "x.weights", device=name)
     with pytest.raises(ValueError, match="half: found fp8"):
         Detector("x.cfg", "x.weights", half="fp8")
 
@@ -164,12 +163,12 @@ def test_a_checkpoint_needs_no_cfg(tmp_path):
     assert same(detector(image, 0.1)[0], Detector.from_model(model)(image, 0.1)[0])
 
 
-@pytest.mark.parametrize(("number", "half"), [(0, "bf16"), (1, "bf16"), (1, "fp16"), (2, "bf16")])
+@pytest.mark.parametrize(("number", "half"), [(0, "bf16"), (1, "fp16")])
 def test_half_precision_finds_what_float32_finds(shared, golden, number, half):
     """Real weights and photographs: what one is sure of the other finds."""
     model = REAL_MODELS[number]
     detectors = [Detector(*model.files(shared), device="cpu", half=kind) for kind in (None, half)]
-    for wanted, (one, other) in product(golden(model.detections), (detectors, detectors[::-1])):
+    for wanted, (one, other) in product(golden(model.detections)[:4], (detectors, detectors[::-1])):
         path = photograph(shared, wanted["image"])
         sure, there = one(path, 0.25)[0], other(path, 0.1)[0]
         alike = sure.labels[:, None] == there.labels
@@ -183,15 +182,11 @@ def fresh(path) -> Darknet:
     return settled(Darknet(network, torch.Generator().manual_seed(0))).eval()
 
 
-def noise(*shape) -> torch.Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("path", [pytest.param(None, id="layers"), *shared_files("models/*/*.cfg")])
-@pytest.mark.parametrize("shape", [(1, 3, 64, 32), (3, 3, 64, 32), (2, 3, 96, 160)])
+@pytest.mark.parametrize("shape", [(1, 3, 64, 32), (2, 3, 96, 160)])
 def test_packed_outputs_are_the_same(path, shape):
-    model, images = fresh(path), noise(*shape).to(memory_format=torch.channels_last)
+    model, images = fresh(path), torch.rand(shape).to(memory_format=torch.channels_last)
     plain = copy.deepcopy(model).fuse().to(memory_format=torch.channels_last)
     packed = for_inference(model, CPU)
     found_any = any(isinstance(module, PackedConv2d) for module in packed.modules())
@@ -202,12 +197,12 @@ def test_packed_outputs_are_the_same(path, shape):
 
 @torch.no_grad()
 @pytest.mark.parametrize("half, tolerance", [("bf16", 0.03), ("fp16", 0.004), (None, 1e-5)])
-def test_logits_in_half_precision_and_compiled(half, tolerance):
-    """tolerance: of the root mean square, in standard deviations of the logits."""
-    model, images, dtype = fresh(None), noise(2, 3, 64, 32), HALVES.get(half, torch.float32)
+def test_logits_in_half_precision_and_compiled(half, tolerance, monkeypatch):
+    """tolerance: of the root mean square, in standard deviations of the logits.  What is compiled
+    is the graph that torch traces; its own C++ takes a minute and a half."""
+    model, images, dtype = fresh(None), torch.rand(2, 3, 64, 32), HALVES.get(half, torch.float32)
     (wanted,) = model(images)
-    if not half and not shutil.which("g++"):
-        pytest.skip("torch.compile needs a C++ compiler")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     (found,) = for_inference(model, CPU, not half, dtype)(images.to(dtype))
     assert found.dtype == dtype
     assert (found - wanted).square().mean().sqrt() < tolerance * wanted.std()

@@ -5,7 +5,7 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import shared_files
+from conftest import shared_files, write_seeded_weights
 from test_training import trained, training, work, write_cfg  # noqa: F401
 
 from yolov4.cfg import Yolo, read_cfg
@@ -50,7 +50,7 @@ def test_real_weights_bring_all_but_the_heads(path):
     assert_all_but_the_heads(model, source, fresh)
 
 
-def test_file_cut_anywhere_never_brings_values_to_the_wrong_place(tmp_path, write_seeded_weights):
+def test_file_cut_anywhere_never_brings_values_to_the_wrong_place(tmp_path):
     """By its length alone many a cut file would be one of some other number of classes."""
     path, source = tmp_path / "x.weights", Darknet(build("shapes", classes=80))
     write_seeded_weights(path, source.network, 5)

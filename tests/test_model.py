@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import golden_names, shared_files
+from conftest import golden_names, shared_files, write_seeded_weights
 
 from yolov4.cfg import read_cfg
 from yolov4.model import Darknet, summary
@@ -25,7 +25,7 @@ def upstream(root, name):
 
 
 @pytest.mark.parametrize("name", golden_names("forward"))
-def test_outputs_are_darknets(name, golden, root, tmp_path, write_seeded_weights):
+def test_outputs_are_darknets(name, golden, root, tmp_path):
     expected = golden(f"forward/{name}.npz")
     width, height = map(int, expected["size"])
     network = upstream(root, name)
@@ -77,7 +77,7 @@ def test_real_weights_give_opencvs_logits(path):
 
 
 @pytest.fixture(scope="module")
-def seeded_shapes(tmp_path_factory, write_seeded_weights):
+def seeded_shapes(tmp_path_factory):
     """The shapes network with weights that make every layer count."""
     path = tmp_path_factory.mktemp("weights") / "shapes.weights"
     write_seeded_weights(path, build("shapes"), 5)

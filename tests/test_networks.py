@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import shared_files
+from conftest import shared_files, write_seeded_weights
 
 from yolov4 import Darknet, DarknetLoss, decode, load_weights, save_weights
 from yolov4.cfg import Convolutional, Yolo, format_cfg, parse_cfg, read_cfg, read_data, read_names
@@ -93,7 +93,7 @@ def test_what_makes_no_network_is_refused(name, changes, message):
 
 
 @pytest.mark.parametrize("name", ["shapes", "yolov4-tiny", "yolov4-csp"])
-def test_opencv_reads_cfg_and_weights_and_computes_the_same(name, tmp_path, write_seeded_weights):
+def test_opencv_reads_cfg_and_weights_and_computes_the_same(name, tmp_path):
     changes = {"classes": 3, "width": 64, "height": 96}
     network = build(name, **changes)
     model = Darknet(network).eval()

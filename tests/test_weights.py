@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 import torch
-from conftest import shared_files
+from conftest import shared_files, write_seeded_weights
 
 from yolov4.graph import plan_layers
 from yolov4.model import Darknet
@@ -56,7 +56,7 @@ def same(a, b):
 
 
 @pytest.fixture
-def seeded(tmp_path, write_seeded_weights):
+def seeded(tmp_path):
     path = tmp_path / "seeded.weights"
     write_seeded_weights(path, build("shapes"), 5)
     return path
