@@ -148,7 +148,7 @@ def test_wrong_names_devices_and_precisions_are_named():
         Detector.from_model(small_model(), names=["a", "b", "c"])
     for name in ("toaster", "cuda:99", "cpu:x"):
         with pytest.raises(ValueError, match=f"device {name}"):
-            Detector("x.cfg", "x.weights", device=name)
+            inference.choose_device(name)
     with pytest.raises(ValueError, match="half: found fp8"):
         Detector("x.cfg", "x.weights", half="fp8")
 

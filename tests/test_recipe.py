@@ -51,9 +51,9 @@ def test_flags_override_the_recipe_and_the_recipe_overrides_the_cfg(tmp_path):
     )
     given = {"recipe": str(tmp_path / "my.recipe"), "learning_rate": 0.001, "loss": "yolov5"}
     text = (
-        "[net]\nmax_batches=5\nhue=.7\n[convolutional]\nfilters=6\n[yolo]\nanchors=1,1\nclasses=1"
+        "[net] width=8 height=8 max_batches=5 hue=.7 [convolutional] filters=6 [yolo] anchors=1,1"
     )
-    net, sections, _ = applied(text, **given)
+    net, sections, _ = applied(text.replace(" ", "\n") + "\nclasses=1", **given)
     assert (net.batch, net.hue, net.saturation, net.learning_rate) == (2, 0.3, 1, 0.001)
     assert sections[-1].new_coords
 
@@ -72,5 +72,5 @@ def test_steps_and_burn_in_follow_a_given_length():
 def test_settings_that_cannot_be_trained_with_are_refused():
     many = "max_batches=5\nbatch=6"
     for keys, given in (("batch=4", {}), (many, {"batch": 0}), (many, {"subdivisions": 4})):
-        with pytest.raises(ValueError, match="max_batches|batch=. and subdivisions=."):
+        with pytest.raises(ValueError, match=r"max_batches|batch=. and subdivisions=."):
             applied(f"[net]\n{keys}\n", **given)
