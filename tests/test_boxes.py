@@ -6,15 +6,8 @@ import math
 import pytest
 import torch
 
-from yolov4.boxes import (
-    box_iou,
-    cxcywh_to_xyxy,
-    iou_gradient,
-    nms,
-    relative_boxes,
-    xyxy_to_cxcywh,
-    xyxy_to_xywh,
-)
+from yolov4 import boxes as formats
+from yolov4.boxes import box_iou, iou_gradient, nms
 
 SQUARE = (0.4, 0.4, 0.2, 0.2)
 PAIRS = {  # second box: iou, giou, diou with exponent 1, worked by hand against SQUARE
@@ -93,9 +86,7 @@ def naive_nms(boxes, scores, labels, thresh, kind, beta):
 
 
 @pytest.mark.parametrize("kind", ["default", "greedynms", "diounms"])
-@pytest.mark.parametrize(
-    ("count", "classes"), [(0, 1), (1, 1), (2, 1), (60, 1), (300, 4), (700, 2), (40, 80)]
-)
+@pytest.mark.parametrize(("count", "classes"), [(0, 1), (1, 1), (60, 1), (600, 2), (40, 80)])
 def test_nms_is_the_double_loop(kind, count, classes):
     generator = torch.Generator().manual_seed(count)
     boxes, scores = random_boxes(count, seed=count), torch.rand(count, generator=generator)
@@ -124,7 +115,6 @@ def test_nms_at_exactly_the_threshold_keeps(between):
 def test_boxes_change_their_format():
     boxes = torch.tensor([[0.5, 0.5, 0.2, 0.4], [0.0, 0.25, 1.0, 0.5]])
     corners = torch.tensor([[0.4, 0.3, 0.6, 0.7], [-0.5, 0.0, 0.5, 0.5]])
-    torch.testing.assert_close(cxcywh_to_xyxy(boxes), corners)
-    torch.testing.assert_close(xyxy_to_cxcywh(corners), boxes)
-    torch.testing.assert_close(xyxy_to_xywh(corners)[0], torch.tensor([0.4, 0.3, 0.2, 0.4]))
-    torch.testing.assert_close(relative_boxes(corners * 10, (10, 10)), boxes)
+    torch.testing.assert_close(formats.cxcywh_to_xyxy(boxes), corners)
+    torch.testing.assert_close(formats.xyxy_to_cxcywh(corners), boxes)
+    torch.testing.assert_close(formats.relative_boxes(corners * 10, (10, 10)), boxes)

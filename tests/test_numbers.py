@@ -10,20 +10,9 @@ from yolov4.cfg import parse_cfg
 from yolov4.loss import DarknetLoss
 from yolov4.model import Darknet
 
-CFG = """[net]
-width=32
-height=32
-[convolutional]
-filters=14
-stride=8
-activation=linear
-[yolo]
-mask=0,1
-anchors=8,8, 16,16
-num=2
-classes=2
-iou_thresh=.213
-"""
+CFG = """[net] width=32 height=32
+[convolutional] filters=14 stride=8 activation=linear
+[yolo] mask=0,1 anchors=8,8,16,16 num=2 classes=2 iou_thresh=.213""".replace(" ", "\n")
 DEGENERATE = {
     "zero width": [[0, 0, 0.5, 0.5, 0, 0.3]],
     "a point": [[0, 0, 0.5, 0.5, 0, 0]],
