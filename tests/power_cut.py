@@ -17,13 +17,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
 import torch
-from test_training import (
-    assert_same_state,
-    settings,
-    without_pictures,
-    write_cfg,
-    write_pictures,
-)  # fmt: skip
+from test_training import assert_same_state, settings, without_pictures, write_cfg, write_pictures
 
 from yolov4.training import Training
 from yolov4.weights import load_checkpoint

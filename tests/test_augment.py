@@ -91,13 +91,6 @@ def test_labels_without_a_box_or_outside():
         assert len(augment.crop_flip_hsv(picture(), wrong, params, (32, 32))[1]) == 0
 
 
-def test_border_is_the_mean_colour():
-    image = np.full((40, 40, 3), (10, 100, 200), np.uint8)
-    image[:20] = (30, 120, 220)
-    padded, _ = augment.crop_flip_hsv(image, NONE, CropParams(pleft=-40), (80, 40))
-    assert (padded[:, :40] == (20, 110, 210)).all() and (padded[:, 40:] == image).all()
-
-
 def test_invalid_crop_is_reset():
     image = picture(40, 30)
     for params in (CropParams(30, 20, 0, 0), CropParams(0, 0, 30, -10)):

@@ -78,37 +78,6 @@ def test_live_images_are_asked_for_one_at_a_time():
         assert given == list(range(number + 1))
 
 
-def test_a_cpu_reads_nothing_while_the_network_runs(monkeypatch):
-    monkeypatch.setattr(inference, "WORKERS", 2)
-    detector, events = Detector.from_model(small_model()), []
-    read, network = detector._read, detector.network
-
-    def watched(images):
-        assert images.is_contiguous(memory_format=torch.channels_last)
-        events.append(len(images))
-        return network(images)
-
-    detector._read = lambda source: (events.append("read"), read(source))[1]
-    detector.network = watched
-    assert len(detector(pictures(5), batch=2)) == 5
-    assert events == ["read", "read", 2, "read", "read", 2, "read", 1]
-
-
-@pytest.mark.parametrize("shape", [(100, 200), (100, 100)])
-def test_boxes_are_pixels_of_the_original(shape):
-    model, letter_box = small_model(), shape[0] == shape[1]
-    with torch.no_grad():  # sure everywhere: boxes of the anchor's size in the middle of the cell
-        model.layers[0][0].weight.zero_()
-        model.layers[0][0].bias.copy_(torch.tensor([0, 0, 0, 0, 9, 9, -9] * 2))
-    detector = Detector.from_model(model, letter_box=letter_box)
-    boxes = detector(np.zeros((*shape, 3), np.uint8), nms_thresh=0)[0].boxes
-    centre, size = torch.tensor([4.0, 4]), torch.tensor([23.0, 27])  # cell (0, 0), second anchor
-    scale = torch.tensor([200 / 64, 100 / 32])  # letter box: 100 x 100 fills 32 x 32, from x = 16
-    centre = (centre - torch.tensor([16.0 * letter_box, 0])) * scale
-    wanted = torch.cat((centre - size * scale / 2, centre + size * scale / 2))
-    torch.testing.assert_close(boxes[boxes[:, :2].sum(1).argmin()], wanted, atol=1e-3, rtol=0)
-
-
 def test_a_model_in_memory_stays_as_it_was():
     model = small_model(letter_box=1).train()
     before = copy.deepcopy(model.state_dict())
@@ -193,12 +162,3 @@ def test_logits_in_half_precision_and_compiled(half, tolerance, monkeypatch):
     (found,) = for_inference(model, CPU, not half, dtype)(images.to(dtype))
     assert found.dtype == dtype
     assert (found - wanted).square().mean().sqrt() < tolerance * wanted.std()
-
-
-def test_without_a_compiler_one_sentence_says_so(monkeypatch):
-    def fails(*_):
-        raise RuntimeError("no compiler\nmore")
-
-    monkeypatch.setattr(torch, "compile", lambda model, **_: fails)
-    with pytest.raises(ValueError, match=r"^torch\.compile: no compiler, "):
-        for_inference(small_model(), CPU, compiled=True)

@@ -2,8 +2,6 @@
 Source: yolov4.decode in torch, torchvision.ops.batched_nms, the same weights without ONNX."""
 
 import re
-import sys
-from collections import Counter
 
 import cv2
 import numpy as np
@@ -140,15 +138,6 @@ def test_detector_of_a_file_with_nms_takes_its_thresholds_and_stricter_ones(file
             detector(pictures, thresh, nms_thresh)
 
 
-def test_metadata_and_operators_are_what_other_readers_need(files):
-    written = onnx.load(files / "suppressed.onnx")
-    found = {each.key: each.value for each in written.metadata_props}
-    expected = {"width": "64", "letter_box": "1", "nms_kind": "greedynms", "thresh": "0.25"}
-    assert found.items() >= expected.items()
-    assert Counter(node.op_type for node in written.graph.node)["Mish"] == 1
-    assert OnnxNetwork(files / "suppressed.onnx").heads == small_model().heads
-
-
 def test_the_script_prints_the_difference_and_detect_runs_the_file(call, files, tmp_path, pictures):
     code, printed, _ = call("export.py", files / "small.weights", "out/small.onnx")
     found = re.search(r"differ by (\S+) in boxes and (\S+) in scores", printed).groups()
@@ -179,18 +168,6 @@ def test_what_export_did_not_write_is_one_sentence(tmp_path, content):
     with pytest.raises(ValueError, match=r"foreign\.onnx: (has no cfg|ONNX Runtime c)") as error:
         Detector(weights=tmp_path / "foreign.onnx")
     assert "\n" not in str(error.value)
-
-
-def test_missing_packages_are_named(files, tmp_path, monkeypatch):
-    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxruntime" else name)
-    exported = export.export_onnx(small_model(), tmp_path / "x.onnx")
-    assert exported == (72, None, None) and OnnxNetwork(tmp_path / "x.onnx").net.width == 64
-    monkeypatch.setattr(export, "find_spec", lambda name: None if name == "onnxscript" else name)
-    with pytest.raises(ValueError, match="needs onnxscript"):
-        export.export_onnx(small_model(), tmp_path / "y.onnx")
-    monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(ValueError, match="needs ONNX Runtime"):
-        Detector(weights=files / "plain.onnx")
 
 
 @pytest.mark.parametrize("name", ["yolov3-tiny", "yolov4-tiny-apple"])

@@ -119,12 +119,6 @@ def test_another_file_in_the_place_is_not_overwritten(server, tmp_path):
     assert (tmp_path / "x").read_bytes() == b"mine" and not server.asked
 
 
-def test_without_curl_the_error_says_so(tmp_path, monkeypatch):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(ValueError, match=r"found no curl.*\n  curl -L .*x https://github"):
-        download(PRETRAINED["yolov4.conv.137"], tmp_path / "x")
-
-
 def test_known_sizes_are_those_of_the_first_layers():
     for name, remote in PRETRAINED.items():
         cfg, _, count = name.split(".")

@@ -64,11 +64,6 @@ def test_leaves_import_the_standard_library_only():
         assert not IMPORTS[name][1] - sys.stdlib_module_names - {"tqdm"}, name
 
 
-def test_modules_and_scripts_say_what_they_are_for():
-    for path in (*MODULES, *ROOT.glob("*.py")):
-        assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
-
-
 def test_public_names_are_functions_and_classes_whenever_they_are_asked_for():
     # an imported submodule would take the place of a function of the same name
     for name in 2 * sorted(set(yolov4.__all__) - {"augment"}):

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -111,6 +112,25 @@ def test_half_precision_logits_get_a_float32_loss():
     assert torch.equal(gradient, exact.bfloat16())
 
 
+@pytest.mark.parametrize("grid", [(4, 6), (8, 12)])
+def test_assignment_is_the_rule_written_as_loops(grid):
+    """Target by target and anchor by anchor, at the network's size and at twice it."""
+    model, targets, found = network(), random_case(count=60, seed=3)[1], []
+    head = model.heads[0]
+    for image, _, cx, cy, w, h in targets.tolist():
+        overlaps = []
+        for anchor in head.all_anchors:
+            aw, ah = anchor[0] / (grid[1] * head.stride), anchor[1] / (grid[0] * head.stride)
+            both = min(aw, w) * min(ah, h)
+            overlaps.append(both / (aw * ah + w * h - both))
+        for place, anchor in enumerate(head.mask):
+            if overlaps[anchor] == max(overlaps) or overlaps[anchor] > head.iou_thresh:
+                found.append((int(image), place, int(cy * grid[0]), int(cx * grid[1])))
+    gradient, terms = gradients(model, torch.zeros(3, 14, *grid), targets)
+    cells = gradient.view(3, 2, 7, *grid)[:, :, 5:].any(2).nonzero()  # that learn a class
+    assert terms.heads[0].count == len(found) > 60 and set(map(tuple, cells.tolist())) == set(found)
+
+
 @pytest.mark.parametrize(("class_logit", "ignored"), [(0.0, True), (-3.0, False)])
 def test_a_good_box_is_no_negative_if_any_class_is_probable(class_logit, ignored):
     """The target is of class 0 and another head's; what counts is that class 1 is above 0.25."""
@@ -213,3 +233,42 @@ def test_attacks_begin_after_burn_in_and_grow():
     net = network().net
     assert [attack_rate(iteration, net) for iteration in (1, 11)] == [0, 0]
     assert attack_rate(12, net) == pytest.approx(0.05 * 11 / 3000)
+
+
+def check_finite(targets, **keys):
+    """Loss and gradient, for ordinary logits and for large ones, are finite: as in Darknet a delta
+    that is not gives no gradient."""
+    head = replace(network().heads[0], **keys)
+    for size in (1, 8):
+        logits = (random_case(images=2)[0] * size).requires_grad_()
+        terms = DarknetLoss([head])([logits], targets)
+        terms.total.backward()
+        assert terms.total.isfinite() and logits.grad.isfinite().all() and logits.grad.any()
+
+
+DEGENERATE = {
+    "zero width": [[0, 0, 0.5, 0.5, 0, 0.3]],
+    "a point": [[0, 0, 0.5, 0.5, 0, 0]],
+    "at the corner": [[0, 0, 1, 1, 0.1, 0.1]],
+    "the whole image": [[0, 0, 0.5, 0.5, 1, 1]],
+    "larger": [[0, 0, 0.5, 0.5, 9, 9]],
+    "tiny": [[0, 0, 0.5, 0.5, 1e-30, 1e-30]],
+    "outside": [[0, 0, -3, 7, 0.2, 0.2]],
+    "far outside": [[0, 0, 99, -99, 0.2, 0.2]],
+    "identical": [[0, 0, 0.4, 0.4, 0.2, 0.3]] * 50,
+}
+
+
+@pytest.mark.parametrize("kind", ["mse", "iou", "giou", "diou", "ciou"])
+@pytest.mark.parametrize("boxes", DEGENERATE)
+def test_degenerate_boxes_have_a_finite_gradient(boxes, kind):
+    check_finite(torch.tensor(DEGENERATE[boxes]), iou_loss=kind)
+
+
+@pytest.mark.parametrize(
+    "keys", [{}, {"focal_loss": True}, {"truth_thresh": 0.7}, {"objectness_smooth": True}]
+)
+def test_ten_thousand_boxes_have_a_finite_gradient(keys):
+    boxes = torch.rand(10_000, 6, generator=torch.Generator().manual_seed(0))
+    boxes[:, 0], boxes[:, 1] = 0, (boxes[:, 1] > 0.5).float()
+    check_finite(boxes, iou_loss="ciou", **keys)

@@ -129,16 +129,6 @@ def test_f1_and_its_best_threshold_by_hand():
     assert mean.max() == 1 and 0.6 <= metrics.THRESHOLDS[mean.argmax()] < 0.61
 
 
-def test_precision_over_recall_by_hand():
-    record = make_record([(0, 0.9, 0), (0, 0.8, 50), (0, 0.7, 20)], [(0, 0), (0, 20), (0, 80)])
-    _, *matches = of_record(record).matches[0]
-    recall, precision = metrics.precision_recall(*matches)
-    np.testing.assert_allclose(recall, [1 / 3, 1 / 3, 2 / 3])
-    np.testing.assert_allclose(precision, [1, 2 / 3, 2 / 3])
-    at = metrics.precision_at_recalls(*matches, 101)
-    assert at[[0, 33, 34, 66, 67, 100]].tolist() == pytest.approx([1, 1, 2 / 3, 2 / 3, 0, 0])
-
-
 def test_confusion_matrix_by_hand():
     # a 0 found as 0 and, with a second box on it, as 1; a 0 found as 2; a 1 missed; a 2 on nothing
     found = [(0, 0.9, 0), (1, 0.95, 0), (2, 0.8, 30), (2, 0.7, 80), (1, 0.2, 60)]

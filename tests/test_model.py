@@ -120,17 +120,6 @@ def test_fused_equals_unfused(seeded_shapes):
         torch.testing.assert_close(values, expected, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("frozen", [-1, 10])
-def test_frozen_layers_get_no_gradient_and_all_others_do(frozen):
-    model = Darknet(build("shapes"), torch.Generator().manual_seed(0))
-    model.frozen = frozen
-    sum(values.square().sum() for values in model(random(2, 3, 64, 64))).backward()
-    for index, module in enumerate(model.layers):
-        for parameter in module.parameters():
-            has = parameter.grad is not None and parameter.grad.abs().sum() > 0
-            assert has == (index > frozen), index
-
-
 def test_fresh_weights_are_darknets_and_follow_the_generator():
     first, second = (Darknet(build("shapes"), torch.Generator().manual_seed(3)) for _ in range(2))
     for name, value in first.state_dict().items():

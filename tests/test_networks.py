@@ -10,7 +10,7 @@ import torch
 from conftest import shared_files, write_seeded_weights
 
 from yolov4 import Darknet, DarknetLoss, decode, load_weights, save_weights
-from yolov4.cfg import Convolutional, Yolo, format_cfg, parse_cfg, read_cfg, read_data, read_names
+from yolov4.cfg import Convolutional, Yolo, format_cfg, parse_cfg, read_cfg
 from yolov4.graph import find_heads, plan_layers
 from yolov4.networks import PRESETS, build, cfg_text, project_files, yolov4
 
@@ -41,17 +41,6 @@ def test_any_number_of_classes_and_size_fits_together(name):
         assert {head.classes for head in heads} == {classes}
 
 
-def test_anchors_go_to_every_head_in_order_and_activations_to_all_but_the_logits():
-    anchors = tuple((float(side), float(side)) for side in range(10, 70, 10))
-    sections = yolov4(anchors=anchors, activation="swish", neck="swish").sections
-    heads = [section for section in sections if isinstance(section, Yolo)]
-    assert [head.mask for head in heads] == [(0, 1), (2, 3), (4, 5)]
-    assert all(head.anchors == anchors and head.num == 6 for head in heads)
-    found = [section for section in sections if isinstance(section, Convolutional)]
-    assert [s.filters for s in found if s.activation == "linear"] == [2 * 85] * 3
-    assert sum(s.activation == "swish" for s in found) == len(found) - 3
-
-
 def test_training_length_follows_the_classes_as_advised():
     for changes, expected in (
         ({"classes": 1}, (6000, (4800, 5400), 1000)),
@@ -61,14 +50,6 @@ def test_training_length_follows_the_classes_as_advised():
     ):
         net = yolov4(**changes).net
         assert (net.max_batches, net.steps, net.burn_in) == expected
-
-
-def test_voc_recipe_is_darknets(root):
-    net = build("yolov4-voc").net
-    assert (net.batch, net.subdivisions, net.learning_rate, net.burn_in) == (64, 16, 0.0013, 1000)
-    assert (net.max_batches, net.steps) == (50_000, (40_000, 45_000))
-    options = read_data(root / "cfg/voc.data")
-    assert len(read_names(root / options["names"])) == int(options["classes"]) == 20
 
 
 def test_what_makes_no_network_is_refused():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import draw, make_record
 
-from yolov4 import plots, report
+from yolov4 import report
 from yolov4.metrics import Evaluator, Settings
 from yolov4.networks import build
 
@@ -71,12 +71,9 @@ def test_report_of_many_classes_and_of_nothing_found(tmp_path, classes, found):
     assert ("is best at" in page) == found
 
 
-def test_picture_of_a_data_set(tmp_path, monkeypatch):
-    titles, draw = [], plots.data
-    monkeypatch.setattr(report, "SHOWN", 3)
-    monkeypatch.setattr(plots, "data", lambda *rest: titles.append(rest[-1]) or draw(*rest))
+def test_picture_of_a_data_set(tmp_path):
     paths = [draw(tmp_path / f"{index}.jpg", (40, 20)) for index in range(7)]
     for path in paths:
         path.with_suffix(".txt").write_text("0 .5 .5 .2 .3\n2 .1 .9 .1 .1\n")
     report.write_data(tmp_path / "data.png", paths, ["a", "b", "c"], build("shapes"))
-    assert cv2.imread(str(tmp_path / "data.png")).std() > 5 and titles == ["3 of 7 images"]
+    assert cv2.imread(str(tmp_path / "data.png")).std() > 5

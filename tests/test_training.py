@@ -9,7 +9,6 @@ import sys
 import time
 from pathlib import Path
 from types import SimpleNamespace
-from unittest.mock import Mock
 
 import cv2
 import numpy as np
@@ -245,13 +244,6 @@ def test_patience_stops_and_says_so(work, monkeypatch):
     trained(work, "run", said.append, eval_every=2, patience=2)
     assert any("stopped at iteration 12 of 20 after 2 evaluations" in line for line in said)
     assert load_checkpoint(work / "runs/run/last.pt")["iteration"] == 12
-
-
-def test_out_of_memory_advises_subdivisions(work):
-    run = training(work)
-    run.updater.loss = Mock(side_effect=torch.OutOfMemoryError)
-    with pytest.raises(ValueError, match=r"out of memory .*more --subdivisions"):
-        run.run()
 
 
 def test_images_that_vanish_are_replaced_until_they_are_too_many(tmp_path, monkeypatch):
