@@ -148,16 +148,8 @@ def test_a_full_disk_ends_the_call_with_one_line(call, weights, tmp_path):
 @pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 def test_ctrl_c_keeps_the_video_up_to_there(weights, tmp_path):
     source, out = write_video(tmp_path / "v.avi", 3000), tmp_path / "o.json"
-    command = [
-        sys.executable,
-        ROOT / "detect.py",
-        source,
-        "in",
-        "--weights",
-        weights,
-        "--json",
-        out,
-    ]
+    files = ("--weights", weights, "--json", out)
+    command = [sys.executable, ROOT / "detect.py", source, "in", *files]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     process = subprocess.Popen(command, cwd=tmp_path, **pipes)
     while process.poll() is None and not (out.exists() and out.stat().st_size):
@@ -298,10 +290,9 @@ def test_labels_of_voc_and_coco_are_told_apart(call, shared, tmp_path):
     code, out, _ = call("labels", shared / "datasets/voc2012_100", "--out", "voc")
     assert code == 0 and (tmp_path / "voc/2012_trainval.txt").exists() and "boxes" in out
     draw(tmp_path / "a.jpg")
-    (tmp_path / "my.json").write_text(
-        '{"images": [{"id": 3, "file_name": "a.jpg", "width": 80, "height": 60}], "categories":'
-        '[{"id": 5, "name": "cat"}], "annotations": [{"image_id": 3, "category_id": 5, "bbox":'
-        "[0, 0, 40, 30]}]}"
-    )
+    image, box = {"id": 3, "file_name": "a.jpg", "width": 80, "height": 60}, [0, 0, 40, 30]
+    boxes = [{"image_id": 3, "category_id": 5, "bbox": box}]
+    parts = {"images": [image], "annotations": boxes, "categories": [{"id": 5, "name": "cat"}]}
+    (tmp_path / "my.json").write_text(json.dumps(parts))
     assert call("labels", "my.json", "--images", ".", "--out", "coco")[0] == 0
     assert (tmp_path / "coco/my/labels/a.txt").read_text() == "0 0.25 0.25 0.5 0.5\n"

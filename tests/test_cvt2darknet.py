@@ -106,9 +106,6 @@ def test_real_weights_pass_through_unchanged(cvt, name, shared, tmp_path):
 
 def test_wrong_files_are_refused(cvt, run, tmp_path):
     torch.save([], tmp_path / "x.pt")
-    for source, made in (
-        ("x.pt", "y.weights"),
-        (run / "last.pt", "net.onnx"),
-        (run / "last.pt",) * 2,
-    ):
+    last = run / "last.pt"
+    for source, made in (("x.pt", "y.weights"), (last, "net.onnx"), (last, last)):
         cvt(tmp_path / source, tmp_path / made, code=1)

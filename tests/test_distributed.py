@@ -30,11 +30,8 @@ def test_two_machines_give_the_weights_of_one(work):  # noqa: F811
     (work / "tiny.cfg").write_text(text.replace("[dropout]\nprobability=.2\n", ""))
     trained(work, "one", eval_every=0)
     launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=1", "--nnodes=2")
-    launcher += (
-        "--master-addr=127.0.0.1",
-        "--master-port",
-        power_cut.ranks_of(1)[0]["MASTER_PORT"],
-    )
+    port = power_cut.ranks_of(1)[0]["MASTER_PORT"]
+    launcher += ("--master-addr=127.0.0.1", f"--master-port={port}")
     processes = []
     for number, runs in enumerate(("runs", "elsewhere")):  # a disk each
         own = (f"--node-rank={number}", f"--local-addr=127.0.0.{number + 1}")

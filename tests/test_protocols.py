@@ -63,10 +63,8 @@ def random_images(random, count):
     for _ in range(count):
         corners = random.integers(1, 4, (random.integers(0, 7), 2)) * 10
         sides = random.choice([9, 14, 19], corners.shape)
-        truths = [
-            (int(random.integers(3)), bool(random.random() < 0.3), *low.tolist(), *high.tolist())
-            for low, high in zip(corners, corners + sides, strict=True)
-        ]
+        edges = np.concatenate((corners, corners + sides), 1).tolist()
+        truths = [(int(random.integers(3)), bool(random.random() < 0.3), *box) for box in edges]
         rows = []
         for _ in range(random.integers(0, 15)):
             box = list(truths[random.integers(len(truths))][2:]) if truths else [5, 5, 20, 20]

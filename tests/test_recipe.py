@@ -46,13 +46,10 @@ def test_keys_of_a_recipe_change_net_and_every_head_alone(tmp_path):
 
 
 def test_flags_override_the_recipe_and_the_recipe_overrides_the_cfg(tmp_path):
-    (tmp_path / "my.recipe").write_text(
-        "# mine\n[train]\nepochs=50\n[net]\nbatch=2\nlearning_rate=.1 # fast\nhue=.3\n"
-    )
+    recipe = "# mine\n[train]\nepochs=50\n[net]\nbatch=2\nlearning_rate=.1 # fast\nhue=.3\n"
+    (tmp_path / "my.recipe").write_text(recipe)
     given = {"recipe": str(tmp_path / "my.recipe"), "learning_rate": 0.001, "loss": "yolov5"}
-    text = (
-        "[net] width=8 height=8 max_batches=5 hue=.7 [convolutional] filters=6 [yolo] anchors=1,1"
-    )
+    text = "[net] width=8 height=8 max_batches=5 [convolutional] filters=6 [yolo] anchors=1,1"
     net, sections, _ = applied(text.replace(" ", "\n") + "\nclasses=1", **given)
     assert (net.batch, net.hue, net.saturation, net.learning_rate) == (2, 0.3, 1, 0.001)
     assert sections[-1].new_coords

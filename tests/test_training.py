@@ -73,19 +73,11 @@ def write_cfg(folder, subdivisions=1, rate=0.002, iterations=60, random=1):
 def started(work, *flags, launcher=(sys.executable,), runs="runs"):
     """train.py in a session of its own."""
     given = ["--data", "tiny.data", "--cfg", "tiny.cfg", "--eval-every", 0, "--name", "run"]
-    command = [
-        *launcher,
-        ROOT / "train.py",
-        "--runs",
-        work / runs,
-        "--device",
-        "cpu",
-        *given,
-        *flags,
-    ]
+    given += ["--runs", work / runs, "--device", "cpu", *flags]
+    command = map(str, [*launcher, ROOT / "train.py", *given])
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "cwd": work}
     environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    return subprocess.Popen(map(str, command), env=environment, start_new_session=True, **options)
+    return subprocess.Popen([*command], env=environment, start_new_session=True, **options)
 
 
 def settings(work, **changes):
