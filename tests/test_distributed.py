@@ -1,4 +1,5 @@
 """Several processes against one with as many mini-batches, started as by torchrun."""
+# ruff: noqa: F401, F811 (a fixture of another file)
 
 import os
 import signal
@@ -8,7 +9,7 @@ from types import SimpleNamespace
 import power_cut
 import pytest
 import torch
-from test_training import CFG, started, trained, training, wait_for, work, write_cfg  # noqa: F401
+from test_training import CFG, started, trained, training, wait_for, work, write_cfg
 from test_updates import batches, network
 
 from yolov4 import distributed, save_weights
@@ -23,7 +24,7 @@ def assert_close(found, expected):
             torch.testing.assert_close(found[key], tensor, rtol=1e-4, atol=1e-6, msg=key)
 
 
-def test_two_machines_give_the_weights_of_one(work):  # noqa: F811
+def test_two_machines_give_the_weights_of_one(work):
     """The same images in the same mini-batches: two of one process, or one of each of two."""
     text = CFG.format(subdivisions=2, rate=0.002, iterations=4, random=1)
     # dropout draws anew in each process
@@ -78,7 +79,7 @@ def test_attacks_and_stopped_gradients_are_those_of_one_process(tmp_path):
     assert_close(second, one)
 
 
-def test_sync_bn_is_refused_where_it_cannot_be(work):  # noqa: F811
+def test_sync_bn_is_refused_where_it_cannot_be(work):
     with pytest.raises(ValueError, match="--sync-bn needs GPUs"):
         training(work, sync_bn=True)
 
@@ -97,12 +98,12 @@ def test_synchronised_batch_norm_is_saved_and_evaluated_as_any(tmp_path):
 
 
 @pytest.mark.parametrize(("kills", "iterations", "processes"), [(4, 12, 1), (2, 8, 2)])
-def test_killed_at_any_moment_it_resumes_as_if_never_stopped(work, kills, iterations, processes):  # noqa: F811
+def test_killed_at_any_moment_it_resumes_as_if_never_stopped(work, kills, iterations, processes):
     assert power_cut.power_cuts(work, kills, iterations, seed=1, processes=processes)
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_of_two_processes_one_that_dies_ends_the_other_with_a_sentence(work, victim):  # noqa: F811
+def test_of_two_processes_one_that_dies_ends_the_other_with_a_sentence(work, victim):
     write_cfg(work, iterations=100000)
     ranks = power_cut.start_ranks(2, work, "run")
     last = work / "runs/run/last.pt"
@@ -114,7 +115,7 @@ def test_of_two_processes_one_that_dies_ends_the_other_with_a_sentence(work, vic
     assert load_checkpoint(last)["iteration"] >= 2
 
 
-def test_a_kill_while_it_resumes_keeps_the_results(work):  # noqa: F811
+def test_a_kill_while_it_resumes_keeps_the_results(work):
     write_cfg(work, iterations=8)
     for count in (8, 5):
         assert power_cut.run_once(work, "run", ("replace", count)) == -signal.SIGKILL

@@ -1,12 +1,13 @@
 """From weights of other classes to one's own: what is loaded, what starts fresh, what stays frozen.
 Source: Darknet's stopbackward as users know it; --freeze keeps running statistics too."""
+# ruff: noqa: F401, F811 (a fixture of another file)
 
 import dataclasses
 
 import pytest
 import torch
 from conftest import shared_files, write_seeded_weights
-from test_training import trained, training, work, write_cfg  # noqa: F401
+from test_training import trained, training, work, write_cfg
 
 from yolov4.cfg import Yolo, read_cfg
 from yolov4.model import Darknet
@@ -72,7 +73,7 @@ def test_file_cut_anywhere_never_brings_values_to_the_wrong_place(tmp_path):
     assert refused > 35  # a cut within the first head is a head of fewer classes
 
 
-def trained_elsewhere(work, classes=2):  # noqa: F811
+def trained_elsewhere(work, classes=2):
     """Weights for the network of tiny.cfg, of `classes` classes, that have seen 64 images."""
     model = seeded(with_classes(read_cfg(work / "tiny.cfg"), classes))
     for name, buffer in model.named_buffers():
@@ -82,7 +83,7 @@ def trained_elsewhere(work, classes=2):  # noqa: F811
     return model, str(work / "start.weights")
 
 
-def test_training_from_other_classes_starts_at_0_and_says_so(work):  # noqa: F811
+def test_training_from_other_classes_starts_at_0_and_says_so(work):
     source, weights = trained_elsewhere(work, classes=9)
     said = []
     run = training(work, say=said.append, weights=weights)
@@ -93,7 +94,7 @@ def test_training_from_other_classes_starts_at_0_and_says_so(work):  # noqa: F81
 
 
 @pytest.mark.parametrize("freeze", [1, 3])
-def test_frozen_layers_keep_every_bit_and_the_others_learn(work, freeze):  # noqa: F811
+def test_frozen_layers_keep_every_bit_and_the_others_learn(work, freeze):
     write_cfg(work, iterations=3)
     text = (work / "tiny.cfg").read_text().replace("burn_in=4", "burn_in=0\nadversarial_lr=.05")
     (work / "tiny.cfg").write_text(text)  # the third iteration starts with an attack
@@ -110,7 +111,7 @@ def test_frozen_layers_keep_every_bit_and_the_others_learn(work, freeze):  # noq
         assert torch.equal(averaged[name], value) or int(name.split(".")[1]) >= freeze, name
 
 
-def test_freezing_too_much_is_refused(work):  # noqa: F811
+def test_freezing_too_much_is_refused(work):
     model, weights = trained_elsewhere(work)
     for freeze, upto in ((4, None), (-1, None), (3, 2), (1, 0)):
         save_weights(model, weights, upto=upto or None)

@@ -1,5 +1,6 @@
 """VOC and COCO conversion against label text of Darknet (golden/voc2012_100), small data sets made
 by hand, hostile files, and the download of VOC."""
+# ruff: noqa: F401, F811 (a fixture of another file)
 
 import hashlib
 import io
@@ -9,7 +10,7 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
-from test_files import server  # noqa: F401
+from test_files import server
 
 from yolov4 import data, labels
 from yolov4.cfg import read_data, read_names
@@ -267,7 +268,7 @@ def test_a_box_that_cannot_be_used_is_named_and_left_out(tmp_path, changes):
     assert data.label_path(found.lists["train"][0]).read_text() == BOX_TEXT
 
 
-def test_voc_is_downloaded_from_the_mirror_and_unpacked(server, tmp_path, monkeypatch):  # noqa: F811
+def test_voc_is_downloaded_from_the_mirror_and_unpacked(server, tmp_path, monkeypatch):
     from torchvision.datasets import voc
 
     table, archives, source = {}, {}, tmp_path / "source"
