@@ -2,13 +2,17 @@
 Source: ../shared/golden/README.md; a copy of the small golden files is in tests/golden."""
 
 import json
+import runpy
 import signal
+import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 import torch
 
+from yolov4 import cli
 from yolov4.cfg import Convolutional, Network, Shortcut
 from yolov4.decoding import Detections
 from yolov4.graph import plan_layers
@@ -23,20 +27,14 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 def shared_files(*patterns: str) -> list:
     """Parameters for a test on files of ../shared; one that is skipped if there are none."""
     found = [path for pattern in patterns for path in sorted(SHARED.glob(pattern))]
-    missing = pytest.mark.skip(reason=f"{SHARED} has no {', '.join(patterns)}")
-    return [pytest.param(path, id=path.stem) for path in found] or [
-        pytest.param(None, marks=missing)
-    ]
+    missing = pytest.param(None, marks=pytest.mark.skip(reason=f"no {patterns} in {SHARED}"))
+    return [pytest.param(path, id=path.stem) for path in found] or [missing]
 
 
 def golden_names(folder: str) -> list[str]:
     """Names of the golden files NAME.npz of a folder, wherever they lie."""
-    found = {
-        path.stem
-        for place in (ROOT / "tests", SHARED)
-        for path in (place / "golden" / folder).glob("*.npz")
-    }
-    return sorted(found)
+    places = (place / "golden" / folder for place in (ROOT / "tests", SHARED))
+    return sorted({path.stem for place in places for path in place.glob("*.npz")})
 
 
 def settled(model):
@@ -73,20 +71,38 @@ def golden():
         if path.suffix == ".json":
             return json.loads(path.read_text())
         with np.load(path) as arrays:
-            return {
-                key: arrays[key] if arrays[key].ndim else arrays[key].item() for key in arrays.files
-            }
+            return {key: each if each.ndim else each.item() for key, each in arrays.items()}
 
     return load
 
 
-@pytest.fixture(scope="session")
-def write_seeded_weights():
-    """write_seeded_weights(path, network, seed): the weights behind the golden results."""
-    return _write_seeded_weights
+@pytest.fixture
+def call(monkeypatch, tmp_path, capsys):
+    """call("detect", *arguments) or call("detect.py", ...) -> exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(program: str, *arguments) -> tuple[int, str, str]:
+        script, code = program.endswith(".py"), 0
+        words = [program] if script else ["yolov4", program]
+        monkeypatch.setattr(sys, "argv", [*words, *map(str, arguments)])
+        try:
+            runpy.run_path(str(ROOT / program), run_name="__main__") if script else cli.main()
+        except SystemExit as error:
+            code = error.code or 0
+        return code, *capsys.readouterr()
+
+    return run
 
 
-def _write_seeded_weights(path: Path, network: Network, seed: int) -> None:
+def draw(path: Path, size=(80, 60), grey=90) -> Path:
+    """A picture of one grey."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    cv2.imwrite(str(path), np.full((*size[::-1], 3), grey, np.uint8))
+    return path
+
+
+def write_seeded_weights(path: Path, network: Network, seed: int) -> None:
+    """The weights behind the golden results."""
     random = np.random.Generator(np.random.PCG64(seed))
 
     def uniform(count: int, low: float, high: float) -> np.ndarray:
@@ -115,10 +131,8 @@ def make_record(found, truths, difficult=(), path="a.jpg", size=(100, 100)) -> R
     boxes = values[:, 2:] * torch.tensor((1, 0, 1, 0)) + torch.tensor((0, 0, 10, 10))
 
     def labels(rows) -> torch.Tensor:
-        rows = torch.tensor(
-            [(label, left + 5, 5, 10, 10) for label, left in rows], dtype=torch.float32
-        )
-        return rows.reshape(-1, 5) / torch.tensor((1, *size, *size))
+        rows = [(label, left + 5, 5, 10, 10) for label, left in rows]
+        return torch.tensor(rows).reshape(-1, 5) / torch.tensor((1, *size, *size))
 
     detections = Detections(boxes, values[:, 1], values[:, 0].long())
     return Record(Path(path), size, detections, labels(truths), labels(difficult))

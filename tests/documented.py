@@ -62,23 +62,24 @@ def commands(text: str):
             line += written.count("\n")
 
 
-def draw_voc(copy: Path, folder: str, names: tuple[str, ...], sets: tuple[str, ...]) -> None:
+def draw_voc(copy: Path, folder: str, names: tuple[str, ...], sets: str) -> None:
     """The drawn shapes as a VOC folder with other class names and sets."""
     shutil.copytree(copy / "drawn", copy / folder)
-    stems = []
-    for path in sorted((copy / folder / "Annotations").iterdir()):
+    shutil.rmtree(copy / folder / "ImageSets")
+    paths = sorted((copy / folder / "Annotations").iterdir())
+    for path in paths:
         text = path.read_text()
         for shape, name in zip(("circle", "square", "triangle"), names, strict=True):
             text = text.replace(f"<name>{shape}<", f"<name>{name}<")
         path.write_text(text)
-        stems.append(path.stem)
-    shutil.rmtree(copy / folder / "ImageSets")
-    for name in sets:
+    for name in sets.split():
         (copy / folder / "ImageSets/Main").mkdir(parents=True, exist_ok=True)
-        (copy / folder / f"ImageSets/Main/{name}.txt").write_text("\n".join(stems))
+        lines = "\n".join(path.stem for path in paths)
+        (copy / folder / f"ImageSets/Main/{name}.txt").write_text(lines)
 
 
 def draw_coco(copy: Path) -> None:
+    (copy / "COCO/annotations").mkdir(parents=True)
     for name in ("train2017", "val2017"):
         shutil.copytree(copy / "drawn/JPEGImages", copy / "COCO" / name)
         files = enumerate(sorted((copy / "COCO" / name).iterdir()))
@@ -87,7 +88,6 @@ def draw_coco(copy: Path) -> None:
         boxes = [{"id": image["id"], "image_id": image["id"], **box} for image in images]
         categories = [{"id": 1, "name": "person"}]
         dataset = {"images": images, "annotations": boxes, "categories": categories}
-        (copy / "COCO/annotations").mkdir(exist_ok=True)
         (copy / f"COCO/annotations/instances_{name}.json").write_text(json.dumps(dataset))
 
 
@@ -118,47 +118,42 @@ def make_material(copy: Path) -> None:
 
     from yolov4 import save_weights
 
-    def run(*words: str) -> None:
-        subprocess.run([sys.executable, *words], cwd=copy, check=True, capture_output=True)
+    def run(command: str) -> None:
+        command = [sys.executable, *command.split()]
+        subprocess.run(command, cwd=copy, check=True, capture_output=True)
 
-    run("data/shapes/make_shapes.py", "--images", "10", "--out", "drawn")
+    run("data/shapes/make_shapes.py --images 10 --out drawn")
     voc, bccd = ("aeroplane", "bicycle", "bird"), ("RBC", "WBC", "Platelets")
-    draw_voc(copy, "VOCDEVKIT/VOC2007", voc, ("train", "val", "test"))
-    draw_voc(copy, "VOCDEVKIT/VOC2012", voc, ("train", "val"))
-    draw_voc(copy, "S/datasets/voc2012_100/VOCdevkit/VOC2012", voc, ("trainval",))
-    draw_voc(copy, "S/datasets/bccd/BCCD", bccd, ("trainval", "test"))
-    draw_voc(copy, "mine", bccd, ())
-    run("data/voc0712/voc_label.py", "VOCDEVKIT", "--out", "data/voc0712")
+    draw_voc(copy, "VOCDEVKIT/VOC2007", voc, "train val test")
+    draw_voc(copy, "VOCDEVKIT/VOC2012", voc, "train val")
+    draw_voc(copy, "S/datasets/voc2012_100/VOCdevkit/VOC2012", voc, "trainval")
+    draw_voc(copy, "S/datasets/bccd/BCCD", bccd, "trainval test")
+    draw_voc(copy, "mine", bccd, "")
+    run("data/voc0712/voc_label.py VOCDEVKIT --out data/voc0712")
+    run("data/voc0712/voc_label.py drawn --names drawn/shapes.names --out x")
     draw_coco(copy)
-    for folder in ("S/datasets/coco128_val/images", "photos/images", "FOLDER"):
-        shutil.copytree(copy / "drawn/JPEGImages", copy / folder)
-    run("data/voc0712/voc_label.py", "drawn", "--names", "drawn/shapes.names", "--out", "x")
     for folder in ("S/datasets/coco128_val", "photos"):
+        shutil.copytree(copy / "drawn/JPEGImages", copy / folder / "images")
         shutil.copytree(copy / "x/drawn/labels", copy / folder / "labels")
-    model = network(copy, "cfg/yolov4-voc", 20)
-    save_weights(model, copy / "pretrain/yolov4.conv.137", upto=54)
+    shutil.copytree(copy / "drawn/JPEGImages", copy / "FOLDER")
+    save_weights(network(copy, "cfg/yolov4-voc", 20), copy / "pretrain/yolov4.conv.137", upto=54)
     save_weights(network(copy, "cfg/yolov4", 80), copy / "yolov4.weights")
-    tools = (
-        "S/models/yolo-fastest-1.0-xl-voc/yolo-fastest-1.0-xl-voc",
-        "S/models/yolov3-tiny/yolov3-tiny",
-    )
-    for stem, classes in zip(
-        ("X", *tools, "S/golden/training_bccd/mini", "cfg/my"), (3, 20, 80, 3, 3), strict=True
-    ):
+    for stem, classes in {
+        "S/models/yolo-fastest-1.0-xl-voc/yolo-fastest-1.0-xl-voc": 20,
+        "S/models/yolov3-tiny/yolov3-tiny": 80, "S/golden/training_bccd/mini": 3,
+        "X": 3, "cfg/my": 3,
+    }.items():  # fmt: skip
         network(copy, stem, classes)
     for name in ("X", "my"):
         shutil.copy(copy / "drawn/shapes.names", copy / f"{name}.names")
-        (copy / f"{name}.data").write_text(
-            f"train=x/train.txt\nvalid=x/val.txt\nnames={name}.names\n"
-        )
-    shutil.copy(copy / "x/train.txt", copy / "LIST.txt")
-    shutil.copy(copy / "x/val.txt", copy / "valid.txt")
+        lines = f"train=x/train.txt\nvalid=x/val.txt\nnames={name}.names\n"
+        (copy / f"{name}.data").write_text(lines)
     picture = next((copy / "FOLDER").iterdir())
-    shutil.copy(picture, copy / "PHOTO")
-    shutil.copy(picture, copy / "dog.jpg")
-    writer = cv2.VideoWriter(
-        str(copy / "VIDEO.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (160, 128)
-    )
+    for source, name in (("x/train.txt", "LIST.txt"), ("x/val.txt", "valid.txt"),
+                         (picture, "PHOTO"), (picture, "dog.jpg")):  # fmt: skip
+        shutil.copy(copy / source, copy / name)
+    code = cv2.VideoWriter_fourcc(*"MJPG")
+    writer = cv2.VideoWriter(str(copy / "VIDEO.avi"), code, 5, (160, 128))
     writer.write(cv2.imread(str(picture)))
     writer.release()
     (copy / "runs").mkdir(exist_ok=True)
@@ -176,15 +171,8 @@ def killed(command: str, copy: Path, environment: dict) -> tuple[int, str]:
 
 def finished(command: str, copy: Path, environment: dict) -> tuple[int, str]:
     """Exit code of a command and the last of what it printed."""
-    words = ["timeout", "-k", "5", str(LIMIT), "bash", "-c", "set -o pipefail; " + command]
-    done = subprocess.run(
-        words,
-        cwd=copy,
-        env=environment,
-        text=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    )
+    words = ["timeout", "-k", "5", str(LIMIT), "bash", "-c", f"set -o pipefail; ({command}) 2>&1"]
+    done = subprocess.run(words, cwd=copy, env=environment, text=True, stdout=subprocess.PIPE)
     return done.returncode, done.stdout.strip()[-600:]
 
 
@@ -207,17 +195,14 @@ def run_document(document: str) -> int:
         todo.append((text.count("\n", 0, block.start(1)) + 1, "python block.py", ""))
     for line, command, comment in sorted(todo, key=lambda item: item[0]):
         where, start = f"{document}:{line}: {command}", time.monotonic()
-        if reason := next(
-            (why for begin, why in NOT_RUN.items() if command.startswith(begin)), None
-        ):
-            print(f"  not run  {where}: {reason}", flush=True)
+        if reasons := [why for begin, why in NOT_RUN.items() if command.startswith(begin)]:
+            print(f"  not run  {where}: {reasons[0]}", flush=True)
             continue
         for pattern, replacement in WORDS.items():
             command = re.sub(pattern, replacement, command)
-        if "kill -9" in comment:
-            code, said = killed(command.split(" --max-batches 2")[0], copy, os.environ | paths)
-        else:
-            code, said = finished(command, copy, os.environ | paths)
+        run = killed if "kill -9" in comment else finished
+        command = command.split(" --max-batches 2")[0] if run is killed else command
+        code, said = run(command, copy, os.environ | paths)
         failed += code != 0
         state = "FAILED" if code else "ran"
         print(f"  {state:7} {time.monotonic() - start:5.1f} s  {where}", flush=True)
@@ -228,10 +213,8 @@ def run_document(document: str) -> int:
 
 
 def main() -> None:
-    documents = sys.argv[1:] or [
-        "README.md",
-        *(f"docs/{p.name}" for p in sorted((ROOT / "docs").glob("*.md"))),
-    ]
+    pages = sorted((ROOT / "docs").glob("*.md"))
+    documents = sys.argv[1:] or ["README.md", *(f"docs/{page.name}" for page in pages)]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         failed = sum(pool.map(run_document, documents))
     sys.exit(f"{failed} documented commands failed" if failed else 0)

@@ -38,39 +38,16 @@ from yolov4.model import Darknet
 from yolov4.weights import load_network, load_weights
 
 SLOWEST, MEMORY = 5.0, 1.5e9  # CPU seconds of a case; bytes of the process above its start
-TINY = """[net]
-batch=2
-width=32
-height=32
-mosaic=1
-[convolutional]
-batch_normalize=1
-filters=4
-size=3
-stride=32
-pad=1
-activation=leaky
-[convolutional]
-filters=14
-activation=linear
-[yolo]
-mask=0,1
-anchors=8,8, 16,16
-num=2
-classes=2
-jitter=.3
-resize=1.5
-"""
+TINY = """[net] batch=2 width=32 height=32 mosaic=1
+[convolutional] batch_normalize=1 filters=4 size=3 stride=32 pad=1 activation=leaky
+[convolutional] filters=14 activation=linear
+[yolo] mask=0,1 anchors=8,8,16,16 num=2 classes=2 jitter=.3 resize=1.5
+""".replace(" ", "\n")
+TEXTS = [*[TINY] * 3, *(path.read_text() for path in sorted((ROOT / "cfg").glob("*.cfg")))]
 PLAIN = "0|-1|1|3|32|1000000000|-1000000000|1e9|nan|inf|-inf|1e400|0.5|1e-30|| |x|0x10|1,2,3|1_0"
 NUMBERS = [*PLAIN.split("|"), "\u0663", "9" * 400, "0 " * 99]
-TOKENS = [
-    *'\0\n\r\x85\u2028[]=#;,/\\{}<>&"\ufeff\ud7ff',
-    "..",
-    "[net]",
-    "[yolo]",
-    "a" * 5000,
-    "[" * 3000,
-]
+TOKENS = [*'\0\n\r\x85\u2028[]=#;,/\\{}<>&"\ufeff\ud7ff', "..", "[net]", "[yolo]"]
+TOKENS += ["a" * 5000, "[" * 3000]
 
 
 def mutated(rng: random.Random, content: bytes) -> bytes:
@@ -109,24 +86,18 @@ def tiny() -> Darknet:
     return Darknet(parse_cfg(TINY), torch.Generator().manual_seed(1))
 
 
-@cache
-def corpus() -> list[str]:
-    return [TINY, TINY, TINY, *(path.read_text() for path in sorted((ROOT / "cfg").glob("*.cfg")))]
-
-
 def make_cfg(rng: random.Random) -> bytes:
     if rng.random() < 0.5:
-        return text_file(rng, rng.choice(corpus()))
+        return text_file(rng, rng.choice(TEXTS))
     keys = ["size", "stride", "pad", "padding", "groups", "dilation", "filters", "batch_normalize"]
     required = {"route": "layers=-1", "shortcut": "from=-2", "yolo": "anchors=8,8"}
     small = [-1, -2, 0, 1, 1, 2, 3, 4, 8, 32, 1000000000]
     text = f"[net]\nwidth={rng.choice((32, 8, 64, 1, 1000000000))}\nheight=32\nchannels=3\n"
     for _ in range(rng.randrange(1, 8)):
         kind = rng.choice(("convolutional", "maxpool", "upsample", "dropout", *required))
-        text += f"[{kind}]\n{required.get(kind, '')}\n"
-        known = {"convolutional": 8, "maxpool": 4}.get(kind, 0)
-        chosen = (key for key in keys[:known] if rng.random() < 0.4)
-        text += "".join(f"{key}={rng.choice(small)}\n" for key in chosen)
+        known = keys[: {"convolutional": 8, "maxpool": 4}.get(kind, 0)]
+        lines = [f"{key}={rng.choice(small)}" for key in known if rng.random() < 0.4]
+        text += "\n".join([f"[{kind}]", required.get(kind, ""), *lines, ""])
     return text.encode()
 
 
@@ -140,10 +111,9 @@ def read_a_cfg(path: Path, rng: random.Random) -> None:
     values = sum(int(np.prod(layer.output_shape)) + layer.parameters for layer in layers)
     if values > 2e6 or sum(layer.flops for layer in layers) > 1e9:
         return
-    net = network.net
+    net, targets = network.net, torch.tensor([[0, 0, 0.5, 0.5, 0.2, 0.2]])
     logits = Darknet(network)(torch.zeros(2, net.channels, net.height, net.width))
     if heads:
-        targets = torch.tensor([[0, 0, 0.5, 0.5, 0.2, 0.2]])
         DarknetLoss(heads, net)(logits, targets).total.backward()
 
 
@@ -187,11 +157,12 @@ def make_xml(rng: random.Random) -> bytes:
     size = "<size><width>100</width><height>80</height></size>"
     text = f"<annotation>{size}{item * rng.choice((1, 3))}</annotation>"
     entities = "".join(f'<!ENTITY e{n} "{f"&e{n - 1};" * 10}">' for n in range(1, 12))
-    heads = ['<?xml version="1.0" encoding="klingon"?>', '<?xml version="1.0" encoding="utf-7"?>']
-    heads += [f'<!DOCTYPE a [<!ENTITY e0 "ha">{entities}]>']
-    heads += ['<!DOCTYPE a [<!ENTITY e11 SYSTEM "file:///etc/passwd">]>']
-    heads += ['<!DOCTYPE a SYSTEM "http://localhost:9/x.dtd">']
-    head = rng.choice([""] * 10 + heads)
+    head = rng.choice([
+        *[""] * 10, *(f'<?xml version="1.0" encoding="{e}"?>' for e in ("klingon", "utf-7")),
+        f'<!DOCTYPE a [<!ENTITY e0 "ha">{entities}]>',
+        '<!DOCTYPE a [<!ENTITY e11 SYSTEM "file:///etc/passwd">]>',
+        '<!DOCTYPE a SYSTEM "http://localhost:9/x.dtd">',
+    ])  # fmt: skip
     if head.startswith("<!DOCTYPE a ["):
         text = text.replace("cat", "&e11;")
     return text_file(rng, head + ("<a>" * 100000 if rng.random() < 0.02 else "") + text)
@@ -228,14 +199,11 @@ def read_coco(path: Path, rng: random.Random) -> None:
 def png(width: int, height: int) -> bytes:
     """A PNG whose header claims more than it holds."""
 
-    def chunk(name: bytes, body: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-        )
-
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
-    body = chunk(b"IDAT", zlib.compress(bytes(999))) + chunk(b"IEND", b"")
-    return b"\x89PNG\r\n\x1a\n" + head + body
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    content = b"\x89PNG\r\n\x1a\n"
+    for body in (b"IHDR" + head, b"IDAT" + zlib.compress(bytes(999)), b"IEND"):
+        content += struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    return content
 
 
 @cache
@@ -322,9 +290,8 @@ def wrong_error(error: Exception, path: Path) -> str:
         return f"{type(error).__name__}, expected ValueError or OSError"
     if len(text.splitlines()) != 1 or len(text) > 700:
         return f"{len(text.splitlines())} lines of {len(text)} characters, expected one line"
-    return (
-        "" if str(path.parent) in text or isinstance(error, OSError) else "does not name the file"
-    )
+    named = str(path.parent) in text or isinstance(error, OSError)
+    return "" if named else "does not name the file"
 
 
 def run_case(kind: str, seed: str, folder: Path) -> tuple[str, str]:
@@ -339,9 +306,8 @@ def run_case(kind: str, seed: str, folder: Path) -> tuple[str, str]:
     except Exception as error:
         outcome = "refused"
         if wrong := wrong_error(error, path):
-            wrong += f": {str(error)[:300]!r}\n" + "".join(
-                traceback.format_tb(error.__traceback__)[-3:]
-            )
+            trace = "".join(traceback.format_tb(error.__traceback__)[-3:])
+            wrong += f": {str(error)[:300]!r}\n{trace}"
     if (seconds := time.process_time() - start) > SLOWEST:
         wrong += f" took {seconds:.1f} s, expected at most {SLOWEST:g}"
     return ("BUG", wrong) if wrong else (outcome, "")

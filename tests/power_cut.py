@@ -13,14 +13,12 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from unittest.mock import patch
 
 sys.path[:0] = [str(Path(__file__).resolve().parent), str(Path(__file__).resolve().parents[1])]
 
 import torch
-from test_training import assert_same_state, settings, write_cfg, write_pictures
+from test_training import assert_same_state, settings, without_pictures, write_cfg, write_pictures
 
-from yolov4 import report, runs
 from yolov4.training import Training
 from yolov4.weights import load_checkpoint
 
@@ -32,12 +30,13 @@ SERVER.set_forkserver_preload(["yolov4.training"])
 MOMENTS = ("fsync", "replace", "link", "open")
 
 
-def train(work, name, die_at=None, subdivisions=1):
+def train(work, name, die_at=None, subdivisions=1, environment=()):
     """Starts or resumes a run.  die_at: ("replace", 3) kills the group at the 3rd os.replace."""
+    os.environ.update(environment)
+    if environment:
+        sys.stderr = (work / f"rank{environment['RANK']}.txt").open("w")
     torch.set_num_threads(1)
-    # pictures take seconds
-    runs.plots.training_chart = lambda table, picture, title: picture.write_bytes(b"")
-    report.write_data = lambda *_: None
+    without_pictures(setattr)
     if die_at:
         kind, left = die_at
         original = getattr(os, kind)
@@ -60,24 +59,27 @@ def launch(processes, *arguments):
     os.setpgid(0, 0)  # its number is that of the launcher
     if processes == 1:
         return train(*arguments)
-    ranks = start_ranks(processes, *arguments, method="fork")
+    ranks = start_ranks(processes, *arguments, context=multiprocessing.get_context("fork"))
     for rank in ranks:
         rank.join()
     sys.exit(max(abs(rank.exitcode) for rank in ranks))
 
 
-def start_ranks(processes, work, name, die_at=None, method="spawn"):
-    """Processes of `train`, of which the first writes, with the variables that torchrun sets."""
+def ranks_of(processes) -> list[dict]:
+    """The variables that torchrun sets for each of so many processes on this machine."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = str(free.getsockname()[1])
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes)}
-    ranks = []
-    for rank in range(processes):
-        with patch.dict(os.environ, address | {"RANK": str(rank), "LOCAL_RANK": str(rank)}):
-            process = multiprocessing.get_context(method).Process
-            ranks.append(process(target=train, args=(work, name, die_at, processes)))
-            ranks[-1].start()
+    shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "WORLD_SIZE": str(processes)}
+    return [shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+
+
+def start_ranks(processes, work, name, die_at=None, context=SERVER):
+    """Processes of `train` that find each other, of which the first writes."""
+    arguments = (work, name, die_at, processes)
+    ranks = [context.Process(target=train, args=(*arguments, e)) for e in ranks_of(processes)]
+    for rank in ranks:
+        rank.start()
     return ranks
 
 

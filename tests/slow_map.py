@@ -6,13 +6,9 @@ import math
 
 def iou(a, b) -> float:
     """Of two boxes cx, cy, w, h."""
-    sides = [
-        min(a[i] + a[i + 2] / 2, b[i] + b[i + 2] / 2)
-        - max(a[i] - a[i + 2] / 2, b[i] - b[i + 2] / 2)
-        for i in (0, 1)
-    ]
-    if min(sides) <= 0:
-        return 0.0
+    high = [min(a[i] + a[i + 2] / 2, b[i] + b[i + 2] / 2) for i in (0, 1)]
+    low = [max(a[i] - a[i + 2] / 2, b[i] - b[i + 2] / 2) for i in (0, 1)]
+    sides = [max(end - start, 0.0) for start, end in zip(low, high, strict=True)]
     return sides[0] * sides[1] / (a[2] * a[3] + b[2] * b[3] - sides[0] * sides[1])
 
 
@@ -74,9 +70,8 @@ def slow_voc(images, classes):
     for label in range(classes):
         truths = [[row[1:] for row in rows if row[0] == label] for _, rows in images]
         count = sum(not row[0] for rows in truths for row in rows)
-        rows = [
-            (s, i, box) for i, (found, _) in enumerate(images) for c, s, *box in found if c == label
-        ]
+        rows = [(s, i, box) for i, (found, _) in enumerate(images)
+                for c, s, *box in found if c == label]  # fmt: skip
         detected, hits = set(), []
         for _, i, box in sorted(rows, key=lambda row: -row[0]):  # stable, as MATLAB's
             overlaps = [iou(centred(box), centred(truth)) for _, *truth in truths[i]]

@@ -32,25 +32,6 @@ def test_as_many_anchors_as_boxes_are_the_boxes():
         anchors.kmeans_anchors(sizes, 4)
 
 
-def test_more_anchors_fit_better():
-    sizes = np.exp(np.random.default_rng(0).normal(3, 1, (400, 2)))
-    found = [anchors.kmeans_anchors(sizes, k) for k in (1, 3, 6, 9)]
-    means = [anchors.size_iou(sizes, each).max(1).mean() for each in found]
-    assert means == sorted(means) and np.array_equal(found[1], anchors.kmeans_anchors(sizes, 3))
-
-
-def test_description_by_hand():
-    sizes = np.array([[10.0, 10], [10, 10], [20, 20], [40, 10]])
-    found = np.array([[10, 10], [20, 20], [90, 90]])
-    # IoU 1, 1, 1, and of 40 x 10 with 20 x 20: 200 / 600, the best
-    assert anchors.describe(sizes, found, [(1,), (2,)]).splitlines() == [
-        "mean IoU 0.8333, IoU > 0.5 for 75.0% of 4 boxes",
-        "  head 1:  50.0% of the boxes, anchors 20,20",
-        "  head 2:   0.0% of the boxes, anchors 90,90",
-        "  no head:  50.0% of the boxes, anchors 10,10",
-    ]
-
-
 @pytest.mark.parametrize(("letter_box", "wanted"), [(False, (50, 20)), (True, (50, 10))])
 def test_box_sizes_are_in_pixels_of_the_network(tmp_path, letter_box, wanted):
     cv2.imwrite(str(tmp_path / "a.png"), np.zeros((100, 200, 3), np.uint8))

@@ -5,16 +5,10 @@ import math
 
 import pytest
 import torch
+from slow_map import iou
 
-from yolov4.boxes import (
-    box_iou,
-    cxcywh_to_xyxy,
-    iou_gradient,
-    nms,
-    relative_boxes,
-    xyxy_to_cxcywh,
-    xyxy_to_xywh,
-)
+from yolov4 import boxes as formats
+from yolov4.boxes import box_iou, iou_gradient, nms
 
 SQUARE = (0.4, 0.4, 0.2, 0.2)
 PAIRS = {  # second box: iou, giou, diou with exponent 1, worked by hand against SQUARE
@@ -69,17 +63,13 @@ def test_gradient_of_iou_is_autograds_with_w_and_h_doubled():
 
 
 def overlap(a, b, kind, beta):
-    (ax, ay, aw, ah), (bx, by, bw, bh) = a, b
-    wide = min(ax + aw / 2, bx + bw / 2) - max(ax - aw / 2, bx - bw / 2)
-    high = min(ay + ah / 2, by + bh / 2) - max(ay - ah / 2, by - bh / 2)
-    intersection = max(wide, 0) * max(high, 0)
-    iou = intersection / (aw * ah + bw * bh - intersection)
+    (ax, ay, aw, ah), (bx, by, bw, bh), value = a, b, iou(a, b)
     if kind == "default":
-        return iou
+        return value
     across = max(ax + aw / 2, bx + bw / 2) - min(ax - aw / 2, bx - bw / 2)
     along = max(ay + ah / 2, by + bh / 2) - min(ay - ah / 2, by - bh / 2)
     exponent = beta if kind == "diounms" else 0.6
-    return iou - (((ax - bx) ** 2 + (ay - by) ** 2) / (across**2 + along**2)) ** exponent
+    return value - (((ax - bx) ** 2 + (ay - by) ** 2) / (across**2 + along**2)) ** exponent
 
 
 def naive_nms(boxes, scores, labels, thresh, kind, beta):
@@ -93,9 +83,7 @@ def naive_nms(boxes, scores, labels, thresh, kind, beta):
 
 
 @pytest.mark.parametrize("kind", ["default", "greedynms", "diounms"])
-@pytest.mark.parametrize(
-    ("count", "classes"), [(0, 1), (1, 1), (2, 1), (60, 1), (300, 4), (700, 2), (40, 80)]
-)
+@pytest.mark.parametrize(("count", "classes"), [(0, 1), (1, 1), (60, 1), (600, 2), (40, 80)])
 def test_nms_is_the_double_loop(kind, count, classes):
     generator = torch.Generator().manual_seed(count)
     boxes, scores = random_boxes(count, seed=count), torch.rand(count, generator=generator)
@@ -124,7 +112,6 @@ def test_nms_at_exactly_the_threshold_keeps(between):
 def test_boxes_change_their_format():
     boxes = torch.tensor([[0.5, 0.5, 0.2, 0.4], [0.0, 0.25, 1.0, 0.5]])
     corners = torch.tensor([[0.4, 0.3, 0.6, 0.7], [-0.5, 0.0, 0.5, 0.5]])
-    torch.testing.assert_close(cxcywh_to_xyxy(boxes), corners)
-    torch.testing.assert_close(xyxy_to_cxcywh(corners), boxes)
-    torch.testing.assert_close(xyxy_to_xywh(corners)[0], torch.tensor([0.4, 0.3, 0.2, 0.4]))
-    torch.testing.assert_close(relative_boxes(corners * 10, (10, 10)), boxes)
+    torch.testing.assert_close(formats.cxcywh_to_xyxy(boxes), corners)
+    torch.testing.assert_close(formats.xyxy_to_cxcywh(corners), boxes)
+    torch.testing.assert_close(formats.relative_boxes(corners * 10, (10, 10)), boxes)

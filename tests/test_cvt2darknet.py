@@ -1,9 +1,7 @@
 """cvt2darknet.py as a user calls it: there, back, and proven by OpenCV's own reader of .weights."""
 
 import re
-import runpy
 import shutil
-import sys
 
 import cv2
 import numpy as np
@@ -14,7 +12,7 @@ from conftest import SHARED, settled
 from yolov4 import Darknet, decode, weights
 from yolov4.cfg import format_cfg
 from yolov4.networks import build
-from yolov4.weights import check_bytes, load_checkpoint, load_network, save_checkpoint
+from yolov4.weights import load_checkpoint, save_checkpoint
 
 reads_darknet = pytest.mark.skipif(
     not hasattr(cv2.dnn, "readNetFromDarknet"), reason="OpenCV 5 has no Darknet importer"
@@ -22,20 +20,15 @@ reads_darknet = pytest.mark.skipif(
 
 
 @pytest.fixture
-def cvt(root, monkeypatch, capsys):
-    """cvt(*arguments) runs the script in this process -> what it printed, errors too."""
+def cvt(call):
+    """cvt(*arguments) runs the script -> what it printed, errors too."""
 
-    def call(*arguments, code=0):
-        monkeypatch.setattr(sys, "argv", ["cvt2darknet.py", *map(str, arguments)])
-        found = 0
-        try:
-            runpy.run_path(str(root / "cvt2darknet.py"), run_name="__main__")
-        except SystemExit as stopped:
-            found = stopped.code or 0
+    def run(*arguments, code=0):
+        found, *printed = call("cvt2darknet.py", *arguments)
         assert found == code
-        return "".join(capsys.readouterr())
+        return "".join(printed)
 
-    return call
+    return run
 
 
 @pytest.fixture
@@ -79,9 +72,8 @@ def test_ema_writes_the_averaged_weights_and_upto_a_backbone(cvt, run, tmp_path)
     options = {"plain": (), "ema": ("--ema",), "part": ("--upto", 12)}
     for name, flags in options.items():
         cvt(run / "last.pt", tmp_path / f"{name}.weights", *flags)
-    plain, ema, part = (
-        np.fromfile(tmp_path / f"{name}.weights", "<f4", offset=20) for name in options
-    )
+    paths = (tmp_path / f"{name}.weights" for name in options)
+    plain, ema, part = (np.fromfile(path, "<f4", offset=20) for path in paths)
     assert np.array_equal(ema, plain * np.float32(0.5))
     assert len(part) < len(plain) and np.array_equal(part, plain[: len(part)])
     save_checkpoint(run / "last.pt", load_checkpoint(run / "last.pt") | {"ema": None})
@@ -102,14 +94,6 @@ def test_verify_reads_again_and_finds_predictions_that_differ(cvt, run, tmp_path
     assert "differ by 0.01" in cvt(run / "last.pt", tmp_path / "net.weights", "--verify", code=1)
 
 
-def test_verify_finds_values_that_differ(cvt, run, tmp_path):
-    cvt(run / "last.pt", tmp_path / "net.weights")
-    model, _ = load_network(run / "last.pt")
-    model.layers[0][0].weight.data[0, 0, 0, 0] += 1e-6
-    with pytest.raises(ValueError, match=r"weight of layer 0 differs from the source"):
-        check_bytes(tmp_path / "net.cfg", tmp_path / "net.weights", model)
-
-
 @pytest.mark.parametrize("name", ["yolov3-tiny", "yolo-fastest-1.0-xl-voc"])
 def test_real_weights_pass_through_unchanged(cvt, name, shared, tmp_path):
     source = shared / f"models/{name}/{name}.weights"
@@ -121,9 +105,7 @@ def test_real_weights_pass_through_unchanged(cvt, name, shared, tmp_path):
 
 
 def test_wrong_files_are_refused(cvt, run, tmp_path):
-    cvt(run / "last.pt", tmp_path / "net.onnx", code=1)
-    cvt(run / "last.pt", run / "last.pt", code=1)
-    for content in ({"other": torch.zeros(1)}, [], torch.zeros(1)):
-        torch.save(content, tmp_path / "x.pt")
-        printed = cvt(tmp_path / "x.pt", tmp_path / "y.weights", code=1)
-        assert f"{tmp_path}/x.pt: cannot be read as a checkpoint" in printed
+    torch.save([], tmp_path / "x.pt")
+    last = run / "last.pt"
+    for source, made in (("x.pt", "y.weights"), (last, "net.onnx"), (last, last)):
+        cvt(tmp_path / source, tmp_path / made, code=1)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from yolov4 import augment, data
+from yolov4 import data
 
 NET = {"width": 96, "height": 64, "resize_step": 32, "batch": 8, "subdivisions": 4,
        "max_batches": 1000, "hue": 0.1, "saturation": 1.5, "exposure": 1.5, "blur": 0,
@@ -59,7 +59,7 @@ def test_label_path_takes_the_folder_whose_file_exists(tmp_path):
     touch(apart)
     assert data.label_path(image) == apart
     assert data.label_path("images/val2017/1.jpeg") == Path("labels/val2017/1.txt")
-    for image in ("my_images/images.jpg", "JPEGImages2/x.jpg", "a/images.png"):
+    for image in ("my_images/images.jpg", "JPEGImages2/x.jpg"):
         assert data.label_path(image) == Path(image).with_suffix(".txt")
 
 
@@ -89,14 +89,12 @@ def test_labels(tmp_path):
     assert data.read_labels(path).shape == data.read_labels(tmp_path / "none.txt").shape == (0, 5)
 
 
-WRONG_ROWS = ["1 0.5 0.5 0.5", "1 .5 .5 .5 .5 0.9", "car .5 .5 .5 .5", "1.5 0 0 1 1", "-1 0 0 1 1"]
-
-
-@pytest.mark.parametrize("row", [*WRONG_ROWS, "0 nan 0 1 1"])
-def test_wrong_label_row_is_named(tmp_path, row):
-    (tmp_path / "a.txt").write_text(f"0 .5 .5 .1 .1\n\n{row}\n")
-    with pytest.raises(ValueError, match=rf'a\.txt:3: found "{row}"'):
-        data.read_labels(tmp_path / "a.txt")
+def test_wrong_label_row_is_named(tmp_path):
+    wrong = "1 .5 .5 .5|1 .5 .5 .5 .5 0.9|car .5 .5 .5 .5|1.5 0 0 1 1|-1 0 0 1 1|0 nan 0 1 1"
+    for row in wrong.split("|"):
+        (tmp_path / "a.txt").write_text(f"0 .5 .5 .1 .1\n\n{row}\n")
+        with pytest.raises(ValueError, match=rf'a\.txt:3: found "{row}"'):
+            data.read_labels(tmp_path / "a.txt")
 
 
 def test_load_image_kinds(tmp_path):
@@ -106,12 +104,8 @@ def test_load_image_kinds(tmp_path):
         image = data.load_image(path)
         assert image.shape == (4, 6, 3) and image.dtype == np.uint8
         assert image[0, 0].tolist() == ([7, 7, 7] if len(shape) == 2 else [1, 2, 3])
-    for content in (b"", b"no image at all", None):
-        path = tmp_path / f"{content}.jpg"
-        if content is not None:
-            path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"\.jpg: "):
-            data.load_image(path)
+    with pytest.raises(ValueError, match=r"gone\.jpg: "):
+        data.load_image(tmp_path / "gone.jpg")
 
 
 def test_report_counts(folder, paths):
@@ -141,14 +135,6 @@ def test_report_refuses_what_cannot_be_trained(folder, paths):
         with pytest.raises(ValueError) as error:
             data.inspect(images, names, (96, 64), "train.txt").check()
         assert str(error.value).startswith(f"train.txt: {found}")
-
-
-def test_report_of_coco128(shared):
-    root = shared / "datasets/coco128_val"
-    names = (root / "coco.names").read_text().splitlines()
-    report = data.inspect(sorted((root / "images").glob("*.jpg")), names, (416, 416))
-    report.check()
-    assert len(report.usable) == 128 and sum(report.boxes.values()) == 898
 
 
 def same(a, b):
@@ -198,19 +184,6 @@ def test_sample_without_augmentation_is_the_image_in_rgb(tmp_path):
     assert sample.files == [str(tmp_path / "a.png")]
 
 
-def test_collate():
-    def sample(rows):
-        return torch.zeros(3, 4, 6, dtype=torch.uint8), torch.rand(rows, 5), [f"{rows}.jpg"], []
-
-    samples = [sample(2), sample(0), sample(1)]
-    images, targets, files, _ = data.collate(samples)
-    assert images.shape == (3, 3, 4, 6) and images.dtype == torch.uint8
-    assert targets.dtype == torch.float32 and targets[:, 0].tolist() == [0, 0, 2]
-    assert torch.equal(targets[:2, 1:], samples[0][1])
-    assert files == [["2.jpg"], ["0.jpg"], ["1.jpg"]]
-    assert data.collate([sample(0)])[1].shape == (0, 6)
-
-
 def test_sizes_of_random():
     assert data.training_size(net_of(), head_of(), 17, 0) == (96, 64)
     net, head = net_of(width=416, height=416), head_of(random=1)
@@ -224,13 +197,6 @@ def test_sizes_of_random():
     assert data.training_size(net, head_of(random=2), 3, 0) == (864, 864)
     # 96 * 1.4 / 64 + 1 = 3.1
     assert data.training_size(net_of(resize_step=64), head, 0, 0) == (192, 128)
-
-
-@pytest.mark.parametrize(("factor", "side"), [(0.99, 416), (0.8, 352), (0.83, 384)])
-def test_size_below_one_never_grows(monkeypatch, factor, side):  # 13 * factor + 1 = 11.4, 11.79
-    monkeypatch.setattr(augment, "draw_factor", lambda rng, limit: factor)
-    net = net_of(width=416, height=416)
-    assert data.training_size(net, head_of(random=1), 50, 0) == (side, side)
 
 
 def batches(net, *arguments, **options):
@@ -268,6 +234,11 @@ def test_workers_ranks_and_the_cache_give_the_same_samples(paths):
 
     alone = load(0, 2)
     assert len(alone) == 8 and alone[0][0].shape == (2, 3, 64, 96)
+    images, targets, files, _ = alone[1]
+    assert images.dtype == torch.uint8 and set(targets[:, 0].tolist()) <= {0, 1}
+    sample = data.TrainingSet(paths, net_of(), head_of(), 7)[3, (96, 64)]
+    assert torch.equal(images[1], sample.image) and files[1] == sample.files
+    assert torch.equal(targets[targets[:, 0] == 1, 1:], sample.labels)
     halves = [load(0, 2, rank=rank, world=2) for rank in range(2)]
     sharded = [*halves[0][:2], *halves[1][:2], *halves[0][2:], *halves[1][2:]]
     for other in (load(0, 2, workers=2), load(0, 2, workers=2, cache=1), sharded):
@@ -283,9 +254,8 @@ def test_cached_images_are_not_read_again(paths, monkeypatch):
 
 def test_a_share_of_samples_is_blended_with_another_one(paths):
     keys = {"mosaic": 0, "hue": 0, "saturation": 1, "exposure": 1}
-    plain, blended = (
-        data.TrainingSet(paths, net_of(**keys, mixup_share=s), head_of(), 3) for s in (0.0, 1)
-    )
+    nets = [net_of(**keys, mixup_share=share) for share in (0.0, 1)]
+    plain, blended = (data.TrainingSet(paths, net, head_of(), 3) for net in nets)
     for index in range(10):
         one, blend = plain[index, (96, 64)], blended[index, (96, 64)]
         assert len(blend.files) == 2 and blend.files[0] == one.files[0]

@@ -40,10 +40,8 @@ def as_logits(layer_input, head):
 def rows_of(detections, image_size):
     """Detections -> (n, 6) class, probability, cx, cy, w, h relative, as in the golden files."""
     boxes = detections.boxes.numpy() / np.tile(image_size, 2)
-    centres, sizes = (boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]
-    return np.concatenate(
-        (detections.labels[:, None], detections.scores[:, None], centres, sizes), 1
-    )
+    boxes = np.concatenate(((boxes[:, :2] + boxes[:, 2:]) / 2, boxes[:, 2:] - boxes[:, :2]), 1)
+    return np.concatenate((detections.labels[:, None], detections.scores[:, None], boxes), 1)
 
 
 def assert_same_rows(found, expected):
@@ -65,10 +63,8 @@ def test_detections_are_darknets(name, when, golden):
     heads = heads_of(parse_cfg(case["cfg"]))
     size = tuple(int(side) for side in case["image_size"])
     nms_thresh = case["nms"] if when == "after" else 0
-    logits, letter_box = [as_logits(case["layer_input"], heads[0])], bool(case["letter_box"])
-    (detections,) = detections_from_logits(
-        logits, heads, size, case["thresh"], nms_thresh, letter_box
-    )
+    logits, options = [as_logits(case["layer_input"], heads[0])], (nms_thresh, case["letter_box"])
+    (detections,) = detections_from_logits(logits, heads, size, case["thresh"], *options)
     assert (detections.scores.diff() <= 0).all() and detections.labels.dtype == torch.int64
     assert_same_rows(rows_of(detections, size), case[when])
 
@@ -87,14 +83,11 @@ def test_decoded_values_are_those_of_darknets_layer(name, golden, root):
         torch.testing.assert_close(classes[0].movedim(-1, 1), layer[:, 5:], rtol=1e-4, atol=1e-5)
         for anchor, row, column in ((0, 0, 0), (2, h - 1, w - 1), (1, h // 2, w // 3)):
             x, y, tw, th = layer[anchor, :4, row, column].tolist()
-            size = [4 * t * t if head.new_coords else math.exp(t) for t in (tw, th)]
-            wide, high = (
-                scale * side for scale, side in zip(size, head.anchors[anchor], strict=True)
-            )
-            expected = torch.tensor(((column + x) / w, (row + y) / h, wide / width, high / height))
-            torch.testing.assert_close(
-                boxes[0, anchor, row, column], expected, rtol=1e-4, atol=1e-5
-            )
+            wide, high = (4 * t * t if head.new_coords else math.exp(t) for t in (tw, th))
+            sides = wide * head.anchors[anchor][0] / width, high * head.anchors[anchor][1] / height
+            expected = torch.tensor(((column + x) / w, (row + y) / h, *sides))
+            found = boxes[0, anchor, row, column]
+            torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_one_cell_by_hand():
@@ -149,11 +142,10 @@ def test_several_classes_of_one_box_survive_and_share_their_prediction():
     assert len(nothing) == 0 and nothing.boxes.shape == (0, 4)
 
 
-@pytest.mark.parametrize("objectness", [0, 50])
-def test_exactly_thresh_does_not_pass(objectness):
-    # objectness 0.5 and class 1, or the other way round: the product is 0.5
-    logits = torch.tensor([0.0, 0, 0, 0, objectness, 50 - objectness, -50]).view(1, 7, 1, 1)
-    assert len(detect(logits, thresh=0.5)) == 0 and len(detect(logits, thresh=0.49)) == 1
+def test_exactly_thresh_does_not_pass():
+    for last in ((0, 50, -50), (50, 0, -50)):  # 0.5 and 1, or the other way round
+        logits = torch.tensor([0.0, 0, 0, 0, *last]).view(1, 7, 1, 1)
+        assert len(detect(logits, thresh=0.5)) == 0 and len(detect(logits, thresh=0.49)) == 1
 
 
 def test_images_of_a_batch_are_apart_and_each_has_its_size():

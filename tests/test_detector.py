@@ -2,7 +2,7 @@
 Source: golden/resize.npz and golden/detections_real, results of Darknet."""
 
 import copy
-import shutil
+from functools import partial
 from itertools import product
 
 import cv2
@@ -11,6 +11,7 @@ import pytest
 import torch
 from conftest import settled, shared_files
 from real_detections import REAL_MODELS, photograph
+from test_deterministic import EVERYTHING
 from torchvision.ops import box_iou
 
 from yolov4 import Darknet
@@ -22,20 +23,6 @@ from yolov4.model import HALVES
 CFG = """[net] width=64 height=32 letter_box={letter_box}
 [convolutional] filters=14 size=3 stride=8 pad=1 activation=linear
 [yolo] mask=0,1 anchors=10,14,23,27 classes=2 num=2""".replace(" ", "\n")
-LAYERS = """[net] width=32 height=64
-[convolutional] batch_normalize=1 filters=8 size=3 stride=2 pad=1 activation=mish
-[convolutional] filters=8 groups=4 size=3 pad=1 activation=leaky
-[shortcut] from=-2 weights_type=per_channel weights_normalization=softmax activation=swish
-[maxpool] size=5 stride=1
-[avgpool]
-[convolutional] filters=8 activation=logistic
-[scale_channels] from=-3
-[reorg] stride=2
-[upsample] stride=2
-[route] layers=-1,0
-[convolutional] filters=6 size=3 dilation=2 pad=1 activation=linear
-[convolutional] filters=7 size=1 activation=linear
-[yolo] mask=0 anchors=10,14 classes=2 num=1""".replace(" ", "\n")
 CPU = torch.device("cpu")
 
 
@@ -91,43 +78,11 @@ def test_live_images_are_asked_for_one_at_a_time():
         assert given == list(range(number + 1))
 
 
-def test_a_cpu_reads_nothing_while_the_network_runs(monkeypatch):
-    monkeypatch.setattr(inference, "WORKERS", 2)
-    detector, events = Detector.from_model(small_model()), []
-    read, network = detector._read, detector.network
-
-    def watched(images):
-        assert images.is_contiguous(memory_format=torch.channels_last)
-        events.append(len(images))
-        return network(images)
-
-    detector._read = lambda source: (events.append("read"), read(source))[1]
-    detector.network = watched
-    assert len(detector(pictures(5), batch=2)) == 5
-    assert events == ["read", "read", 2, "read", "read", 2, "read", 1]
-
-
-@pytest.mark.parametrize("shape", [(100, 200), (100, 100)])
-def test_boxes_are_pixels_of_the_original(shape):
-    model, letter_box = small_model(), shape[0] == shape[1]
-    with torch.no_grad():  # sure everywhere: boxes of the anchor's size in the middle of the cell
-        model.layers[0][0].weight.zero_()
-        model.layers[0][0].bias.copy_(torch.tensor([0, 0, 0, 0, 9, 9, -9] * 2))
-    detector = Detector.from_model(model, letter_box=letter_box)
-    boxes = detector(np.zeros((*shape, 3), np.uint8), nms_thresh=0)[0].boxes
-    centre, size = torch.tensor([4.0, 4]), torch.tensor([23.0, 27])  # cell (0, 0), second anchor
-    scale = torch.tensor([200 / 64, 100 / 32])  # letter box: 100 x 100 fills 32 x 32, from x = 16
-    centre = (centre - torch.tensor([16.0 * letter_box, 0])) * scale
-    wanted = torch.cat((centre - size * scale / 2, centre + size * scale / 2))
-    torch.testing.assert_close(boxes[boxes[:, :2].sum(1).argmin()], wanted, atol=1e-3, rtol=0)
-
-
 def test_a_model_in_memory_stays_as_it_was():
     model = small_model(letter_box=1).train()
     before = copy.deepcopy(model.state_dict())
-    assert Detector.from_model(model).letter_box
+    assert Detector.from_model(model).letter_box and model.training
     assert not Detector.from_model(model, letter_box=False).letter_box
-    assert model.training
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
@@ -164,12 +119,12 @@ def test_a_checkpoint_needs_no_cfg(tmp_path):
     assert same(detector(image, 0.1)[0], Detector.from_model(model)(image, 0.1)[0])
 
 
-@pytest.mark.parametrize(("number", "half"), [(0, "bf16"), (1, "bf16"), (1, "fp16"), (2, "bf16")])
+@pytest.mark.parametrize(("number", "half"), [(0, "bf16"), (1, "fp16")])
 def test_half_precision_finds_what_float32_finds(shared, golden, number, half):
     """Real weights and photographs: what one is sure of the other finds."""
     model = REAL_MODELS[number]
     detectors = [Detector(*model.files(shared), device="cpu", half=kind) for kind in (None, half)]
-    for wanted, (one, other) in product(golden(model.detections), (detectors, detectors[::-1])):
+    for wanted, (one, other) in product(golden(model.detections)[:4], (detectors, detectors[::-1])):
         path = photograph(shared, wanted["image"])
         sure, there = one(path, 0.25)[0], other(path, 0.1)[0]
         alike = sure.labels[:, None] == there.labels
@@ -179,19 +134,15 @@ def test_half_precision_finds_what_float32_finds(shared, golden, number, half):
 
 
 def fresh(path) -> Darknet:
-    network = read_cfg(path) if path else parse_cfg(LAYERS)
+    network = read_cfg(path) if path else parse_cfg(EVERYTHING)
     return settled(Darknet(network, torch.Generator().manual_seed(0))).eval()
-
-
-def noise(*shape) -> torch.Tensor:
-    return torch.rand(shape, generator=torch.Generator().manual_seed(0))
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("path", [pytest.param(None, id="layers"), *shared_files("models/*/*.cfg")])
-@pytest.mark.parametrize("shape", [(1, 3, 64, 32), (3, 3, 64, 32), (2, 3, 96, 160)])
+@pytest.mark.parametrize("shape", [(1, 3, 64, 32), (2, 3, 96, 160)])
 def test_packed_outputs_are_the_same(path, shape):
-    model, images = fresh(path), noise(*shape).to(memory_format=torch.channels_last)
+    model, images = fresh(path), torch.rand(shape).to(memory_format=torch.channels_last)
     plain = copy.deepcopy(model).fuse().to(memory_format=torch.channels_last)
     packed = for_inference(model, CPU)
     found_any = any(isinstance(module, PackedConv2d) for module in packed.modules())
@@ -202,21 +153,12 @@ def test_packed_outputs_are_the_same(path, shape):
 
 @torch.no_grad()
 @pytest.mark.parametrize("half, tolerance", [("bf16", 0.03), ("fp16", 0.004), (None, 1e-5)])
-def test_logits_in_half_precision_and_compiled(half, tolerance):
-    """tolerance: of the root mean square, in standard deviations of the logits."""
-    model, images, dtype = fresh(None), noise(2, 3, 64, 32), HALVES.get(half, torch.float32)
+def test_logits_in_half_precision_and_compiled(half, tolerance, monkeypatch):
+    """tolerance: of the root mean square, in standard deviations of the logits.  What is compiled
+    is the graph that torch traces; its own C++ takes a minute and a half."""
+    model, images, dtype = fresh(None), torch.rand(2, 3, 64, 32), HALVES.get(half, torch.float32)
     (wanted,) = model(images)
-    if not half and not shutil.which("g++"):
-        pytest.skip("torch.compile needs a C++ compiler")
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     (found,) = for_inference(model, CPU, not half, dtype)(images.to(dtype))
     assert found.dtype == dtype
     assert (found - wanted).square().mean().sqrt() < tolerance * wanted.std()
-
-
-def test_without_a_compiler_one_sentence_says_so(monkeypatch):
-    def fails(*_):
-        raise RuntimeError("no compiler\nmore")
-
-    monkeypatch.setattr(torch, "compile", lambda model, **_: fails)
-    with pytest.raises(ValueError, match=r"^torch\.compile: no compiler, "):
-        for_inference(small_model(), CPU, compiled=True)

@@ -1,28 +1,20 @@
 """Several processes against one with as many mini-batches, started as by torchrun."""
+# ruff: noqa: F401, F811 (a fixture of another file)
 
-import multiprocessing
 import os
 import signal
-import socket
-import subprocess
 import sys
 from types import SimpleNamespace
 
 import power_cut
 import pytest
 import torch
-from test_training import CFG, command, trained, training, wait_for, work, write_cfg  # noqa: F401
+from test_training import CFG, started, trained, training, wait_for, work, write_cfg
 from test_updates import batches, network
 
 from yolov4 import distributed, save_weights
 from yolov4.training import Updater
 from yolov4.weights import load_checkpoint
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return str(free.getsockname()[1])
 
 
 def assert_close(found, expected):
@@ -32,37 +24,33 @@ def assert_close(found, expected):
             torch.testing.assert_close(found[key], tensor, rtol=1e-4, atol=1e-6, msg=key)
 
 
-def test_two_machines_give_the_weights_of_one(root, work):  # noqa: F811
+def test_two_machines_give_the_weights_of_one(work):
     """The same images in the same mini-batches: two of one process, or one of each of two."""
-    text = CFG.format(subdivisions=2, rate=0.002, iterations=8, random=1)
+    text = CFG.format(subdivisions=2, rate=0.002, iterations=4, random=1)
     # dropout draws anew in each process
     (work / "tiny.cfg").write_text(text.replace("[dropout]\nprobability=.2\n", ""))
     trained(work, "one", eval_every=0)
-    flags = ["--data", work / "tiny.data", "--cfg", work / "tiny.cfg", "--name", "two"]
-    flags += ["--workers", 0, "--eval-every", 0]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    options = {"cwd": work, "env": environment, "text": True, "stderr": subprocess.STDOUT}
     launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=1", "--nnodes=2")
-    launcher += ("--master-addr=127.0.0.1", "--master-port", free_port())
+    port = power_cut.ranks_of(1)[0]["MASTER_PORT"]
+    launcher += ("--master-addr=127.0.0.1", f"--master-port={port}")
     processes = []
     for number, runs in enumerate(("runs", "elsewhere")):  # a disk each
         own = (f"--node-rank={number}", f"--local-addr=127.0.0.{number + 1}")
-        made = command(root, work, *flags, "--runs", work / runs, launcher=launcher + own)
-        processes.append(subprocess.Popen(made, stdout=subprocess.PIPE, **options))
+        processes.append(started(work, "--workers", 0, launcher=launcher + own, runs=runs))
     try:
-        first, second = (process.communicate(timeout=100)[0] for process in processes)
+        first, second = ("".join(process.communicate(timeout=100)) for process in processes)
     finally:
         for process in processes:
             process.terminate()
     assert not any(process.returncode for process in processes), first + second
-    one, two = (load_checkpoint(work / f"runs/{name}/last.pt")["model"] for name in ("one", "two"))
+    one, two = (load_checkpoint(work / f"runs/{name}/last.pt")["model"] for name in ("one", "run"))
     assert_close(two, one)
     assert "last.pt" in first and "tiny" not in second and not (work / "elsewhere").exists()
 
 
-def updated(rank, environment, path):
+def updated(environment, path):
     """Three updates with attacks; at first the first layer gets no gradient."""
-    os.environ |= environment | {"RANK": str(rank)}
+    os.environ |= environment
     torch.set_num_threads(1)
     torch.rand = lambda *_: torch.zeros(())  # below one half
     _, rank, world = distributed.join(torch.device("cpu"))
@@ -77,12 +65,8 @@ def updated(rank, environment, path):
 
 
 def test_attacks_and_stopped_gradients_are_those_of_one_process(tmp_path):
-    spawn = multiprocessing.get_context("spawn")
-    address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
-    ranks = [
-        spawn.Process(target=updated, args=(rank, address | {"WORLD_SIZE": world}, tmp_path))
-        for rank, world in ((0, "1"), (0, "2"), (1, "2"))
-    ]
+    environments = *power_cut.ranks_of(1), *power_cut.ranks_of(2)
+    ranks = [power_cut.SERVER.Process(target=updated, args=(e, tmp_path)) for e in environments]
     for rank in ranks:
         rank.start()
     for rank in ranks:
@@ -95,7 +79,7 @@ def test_attacks_and_stopped_gradients_are_those_of_one_process(tmp_path):
     assert_close(second, one)
 
 
-def test_sync_bn_is_refused_where_it_cannot_be(work):  # noqa: F811
+def test_sync_bn_is_refused_where_it_cannot_be(work):
     with pytest.raises(ValueError, match="--sync-bn needs GPUs"):
         training(work, sync_bn=True)
 
@@ -113,24 +97,25 @@ def test_synchronised_batch_norm_is_saved_and_evaluated_as_any(tmp_path):
     torch.testing.assert_close(model.fuse()(images)[0], expected)
 
 
-@pytest.mark.parametrize(("kills", "iterations", "processes"), [(5, 20, 1), (2, 12, 2)])
-def test_killed_at_any_moment_it_resumes_as_if_never_stopped(work, kills, iterations, processes):  # noqa: F811
+@pytest.mark.parametrize(("kills", "iterations", "processes"), [(4, 12, 1), (2, 8, 2)])
+def test_killed_at_any_moment_it_resumes_as_if_never_stopped(work, kills, iterations, processes):
     assert power_cut.power_cuts(work, kills, iterations, seed=1, processes=processes)
 
 
 @pytest.mark.parametrize("victim", [0, 1])
-def test_of_two_processes_one_that_dies_ends_the_other_with_a_sentence(work, victim, capfd):  # noqa: F811
+def test_of_two_processes_one_that_dies_ends_the_other_with_a_sentence(work, victim):
     write_cfg(work, iterations=100000)
     ranks = power_cut.start_ranks(2, work, "run")
-    wait_for((work / "runs/run/last.pt").exists, SimpleNamespace(poll=lambda: ranks[0].exitcode))
+    last = work / "runs/run/last.pt"
+    wait_for(last.exists, SimpleNamespace(poll=lambda: ranks[0].exitcode))
     ranks[victim].kill()
     ranks[1 - victim].join(60)
     assert ranks[1 - victim].exitcode == 1
-    assert "another process died" in capfd.readouterr().err
-    assert load_checkpoint(work / "runs/run/last.pt")["iteration"] >= 2
+    assert "another process died" in (work / f"rank{1 - victim}.txt").read_text()
+    assert load_checkpoint(last)["iteration"] >= 2
 
 
-def test_a_kill_while_it_resumes_keeps_the_results(work):  # noqa: F811
+def test_a_kill_while_it_resumes_keeps_the_results(work):
     write_cfg(work, iterations=8)
     for count in (8, 5):
         assert power_cut.run_once(work, "run", ("replace", count)) == -signal.SIGKILL

@@ -3,10 +3,9 @@ Source: golden/map, what `darknet detector map` printed."""
 
 import math
 
-import cv2
-import numpy as np
 import pytest
 import torch
+from conftest import draw
 
 from yolov4.cfg import parse_cfg
 from yolov4.decoding import detections_from_logits
@@ -36,10 +35,8 @@ def listed(tmp_path):
     """listed(*labels): a list file of images with these label files, None for no file."""
 
     def make(*labels, name="valid"):
-        (tmp_path / name).mkdir()
         for number, text in enumerate(labels):
-            path = tmp_path / name / f"{number}.png"
-            cv2.imwrite(str(path), np.zeros((50 + number, 40, 3), np.uint8))
+            path = draw(tmp_path / name / f"{number}.png", (40, 50 + number))
             if text is not None:
                 path.with_suffix(".txt").write_text(text)
         paths = "".join(f"{name}/{number}.png\n" for number in range(len(labels)))
@@ -64,9 +61,7 @@ def test_list_files_paths_detectors_and_several_results_of_one_pass(sure_model, 
     assert evaluate(detector, paths).settings.letter_box
 
 
-def test_every_image_leaves_a_record_and_difficult_objects_are_not_held_against_it(
-    sure_model, listed
-):
+def test_difficult_objects_are_recorded_and_not_held_against_it(sure_model, listed):
     images = listed("0 .5 .5 .5 .5\n", "1 .1 .1 .1 .1\n", "")
     hard = listed("", "0 .5 .5 .5 .5\n", "0 .5 .5 .5 .5\n", name="difficult")
     evaluator = collect(sure_model.train(), images, difficult=hard)
@@ -83,13 +78,11 @@ def test_every_image_leaves_a_record_and_difficult_objects_are_not_held_against_
         evaluate(sure_model, images, difficult=listed("", "", name="short"))
 
 
-@pytest.mark.parametrize("labels, message", [
-    (("", None), r"valid\.txt: found 0 boxes in 2 images"),
-    (("0 .5 .5 .5 .5\n", "2 .5 .5 .5 .5\n"), r"1\.txt: class 2, expected 0\.\.1"),
-])  # fmt: skip
-def test_labels_that_do_not_fit_are_named(sure_model, listed, labels, message):
-    with pytest.raises(ValueError, match=message):
-        evaluate(sure_model, listed(*labels))
+def test_labels_that_do_not_fit_are_named(sure_model, listed):
+    with pytest.raises(ValueError, match=r"valid\.txt: "):
+        evaluate(sure_model, listed("", None))
+    with pytest.raises(ValueError, match=r"1\.txt: class 2"):
+        evaluate(sure_model, listed("0 .5 .5 .5 .5\n", "2 .5 .5 .5 .5\n", name="other"))
 
 
 def test_missing_label_files_are_counted_and_an_unreadable_image_is_an_error(sure_model, listed):

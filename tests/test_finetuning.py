@@ -1,12 +1,13 @@
 """From weights of other classes to one's own: what is loaded, what starts fresh, what stays frozen.
 Source: Darknet's stopbackward as users know it; --freeze keeps running statistics too."""
+# ruff: noqa: F401, F811 (a fixture of another file)
 
 import dataclasses
 
 import pytest
 import torch
-from conftest import shared_files
-from test_training import trained, training, work, write_cfg  # noqa: F401
+from conftest import shared_files, write_seeded_weights
+from test_training import trained, training, work, write_cfg
 
 from yolov4.cfg import Yolo, read_cfg
 from yolov4.model import Darknet
@@ -46,11 +47,12 @@ def test_real_weights_bring_all_but_the_heads(path):
     source, other = Darknet(network), with_classes(network, 7)
     fresh, model = seeded(other), seeded(other)
     load_weights(source, path)
-    assert load_weights(model, path, other_classes=True).classes == source.heads[0].classes
+    record = load_weights(model, path, other_classes=True)
+    assert (record.classes, model.seen) == (source.heads[0].classes, 0)  # seen were other images
     assert_all_but_the_heads(model, source, fresh)
 
 
-def test_file_cut_anywhere_never_brings_values_to_the_wrong_place(tmp_path, write_seeded_weights):
+def test_file_cut_anywhere_never_brings_values_to_the_wrong_place(tmp_path):
     """By its length alone many a cut file would be one of some other number of classes."""
     path, source = tmp_path / "x.weights", Darknet(build("shapes", classes=80))
     write_seeded_weights(path, source.network, 5)
@@ -71,7 +73,7 @@ def test_file_cut_anywhere_never_brings_values_to_the_wrong_place(tmp_path, writ
     assert refused > 35  # a cut within the first head is a head of fewer classes
 
 
-def trained_elsewhere(work, classes=2):  # noqa: F811
+def trained_elsewhere(work, classes=2):
     """Weights for the network of tiny.cfg, of `classes` classes, that have seen 64 images."""
     model = seeded(with_classes(read_cfg(work / "tiny.cfg"), classes))
     for name, buffer in model.named_buffers():
@@ -81,7 +83,7 @@ def trained_elsewhere(work, classes=2):  # noqa: F811
     return model, str(work / "start.weights")
 
 
-def test_training_from_other_classes_starts_at_0_and_says_so(work):  # noqa: F811
+def test_training_from_other_classes_starts_at_0_and_says_so(work):
     source, weights = trained_elsewhere(work, classes=9)
     said = []
     run = training(work, say=said.append, weights=weights)
@@ -92,12 +94,12 @@ def test_training_from_other_classes_starts_at_0_and_says_so(work):  # noqa: F81
 
 
 @pytest.mark.parametrize("freeze", [1, 3])
-def test_frozen_layers_keep_every_bit_and_the_others_learn(work, freeze):  # noqa: F811
+def test_frozen_layers_keep_every_bit_and_the_others_learn(work, freeze):
     write_cfg(work, iterations=3)
     text = (work / "tiny.cfg").read_text().replace("burn_in=4", "burn_in=0\nadversarial_lr=.05")
     (work / "tiny.cfg").write_text(text)  # the third iteration starts with an attack
     source, weights = trained_elsewhere(work)
-    options = {"weights": weights, "freeze": freeze, "ema": 0.9, "clear": True}
+    options = {"weights": weights, "freeze": freeze, "ema": 0.9, "clear": True, "valid": None}
     trained(work, "run", **options, save_every=2)
     (work / "runs/run/previous.pt").rename(work / "runs/run/last.pt")  # a resumed run goes on so
     run = training(work, resume=True, **options)
@@ -109,11 +111,9 @@ def test_frozen_layers_keep_every_bit_and_the_others_learn(work, freeze):  # noq
         assert torch.equal(averaged[name], value) or int(name.split(".")[1]) >= freeze, name
 
 
-@pytest.mark.parametrize(("freeze", "upto"), [(4, None), (-1, None), (3, 2), (1, 0)])
-def test_freezing_too_much_is_refused(work, freeze, upto):  # noqa: F811
+def test_freezing_too_much_is_refused(work):
     model, weights = trained_elsewhere(work)
-    if upto:
-        save_weights(model, weights, upto=upto)
-    weights = None if upto == 0 else weights
-    with pytest.raises(ValueError, match=f"--freeze {freeze}"):
-        training(work, weights=weights, freeze=freeze)
+    for freeze, upto in ((4, None), (-1, None), (3, 2), (1, 0)):
+        save_weights(model, weights, upto=upto or None)
+        with pytest.raises(ValueError, match=f"--freeze {freeze}"):
+            training(work, weights=None if upto == 0 else weights, freeze=freeze)

@@ -1,23 +1,13 @@
 """A slice of tests/fuzz.py, and the cruellest files by hand: before, each was an exception of
 another kind, a wrong result, or memory without end."""
 
-import io
-import pickle
-import struct
 import time
-import zipfile
 
-import cv2
 import fuzz
-import numpy as np
 import pytest
-import torch
 
-from yolov4.cfg import parse_cfg, read_cfg
-from yolov4.data import load_image, read_image_list, read_labels
+from yolov4.cfg import parse_cfg
 from yolov4.graph import plan_layers
-from yolov4.labels import convert_voc, read_annotation
-from yolov4.weights import load_network, load_weights
 
 
 def write(path, content):
@@ -53,85 +43,3 @@ def test_a_cfg_that_asks_for_the_impossible_is_refused_before_it_allocates(old, 
         plan_layers(parse_cfg(CONVOLUTION.replace(old, new), "x.cfg"))
     assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)
     assert time.perf_counter() - start < 2 and fuzz.peak() - memory < 1e8
-
-
-def test_a_flipped_bit_in_a_checkpoint_is_found(tmp_path):
-    buffer, model = io.BytesIO(), fuzz.tiny()
-    state = {"model": model.state_dict(), "ema": None, "iteration": 3, "seen": 6}
-    torch.save({"cfg": fuzz.TINY, "names": ["a", "b"], **state}, buffer)
-    content = bytearray(buffer.getvalue())
-    load_network(write(tmp_path / "whole.pt", content))
-    place = content.index(model.layers[0][0].weight.detach().numpy().tobytes())
-    content[place + 5] ^= 4
-    with pytest.raises(ValueError, match=r"flipped\.pt: .*checksum"):
-        load_network(write(tmp_path / "flipped.pt", content))
-    with pytest.raises(ValueError, match=r"short\.pt: "):
-        load_network(write(tmp_path / "short.pt", content[: len(content) // 2]))
-
-
-def test_code_in_a_checkpoint_does_not_run(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    with zipfile.ZipFile("bad.pt", "w") as archive:
-        archive.writestr("archive/data.pkl", pickle.dumps(fuzz.Canary(), 2))
-        archive.writestr("archive/version", "3\n")
-    with pytest.raises(ValueError, match=r"bad\.pt: "):
-        load_network("bad.pt")
-    assert not (tmp_path / "canary").exists()
-
-
-def test_non_finite_weights_are_refused(tmp_path):
-    body = np.zeros(sum(layer.parameters for layer in fuzz.tiny().plan), "<f4")
-    header, model = struct.pack("<iiiq", 0, 2, 5, 0), type(fuzz.tiny())(fuzz.tiny().network)
-    load_weights(model, write(tmp_path / "x.weights", header + body.tobytes()))
-    body[-1] = np.nan
-    with pytest.raises(ValueError, match=r"x\.weights: .*layer 1"):
-        load_weights(model, write(tmp_path / "x.weights", header + body.tobytes()))
-
-
-@pytest.mark.parametrize(
-    "label", ["9" * 400 + " .5 .5 .1 .1", "0 1e39 .5 .1 .1", "0 nan .5 .1 .1", "99999999 1 1 1 1"]
-)
-def test_labels_beyond_float32_are_refused(tmp_path, label):
-    with pytest.raises(ValueError, match=r"a\.txt:1: "):
-        read_labels(write(tmp_path / "a.txt", label.encode()))
-
-
-def test_pictures_that_lie_about_their_size(tmp_path):
-    for number, content in enumerate(
-        (fuzz.png(60000, 60000), b"\x76\x2f\x31\x01" + bytes(99), b"")
-    ):
-        with pytest.raises(ValueError, match=rf"{number}\.png"):
-            load_image(write(tmp_path / f"{number}.png", content))
-    for picture in fuzz.images()[:9]:
-        assert load_image(write(tmp_path / "good.png", picture)).ndim == 3
-
-
-def test_texts_of_another_encoding_name_the_file(tmp_path):
-    with pytest.raises(ValueError, match=r"list\.txt: "):
-        read_image_list(write(tmp_path / "list.txt", "b\xe4r.jpg".encode("latin-1")))
-    assert (
-        read_cfg(write(tmp_path / "mark.cfg", b"\xef\xbb\xbf" + fuzz.TINY.encode())).net.width == 32
-    )
-
-
-BOX = "<bndbox><xmin>1</xmin><ymin>1</ymin><xmax>5</xmax><ymax>5</ymax></bndbox>"
-
-
-@pytest.mark.parametrize("entity", ['SYSTEM "file:///etc/hostname"', '"ha"'])
-def test_xml_with_entities_is_refused(tmp_path, entity):
-    size = "<size><width>9</width><height>9</height></size>"
-    text = f"<!DOCTYPE a [<!ENTITY e {entity}>]><a>{size}<object><name>&e;</name>{BOX}</object></a>"
-    with pytest.raises(ValueError, match=r"a\.xml: "):
-        read_annotation(write(tmp_path / "a.xml", text.encode()))
-
-
-def test_a_set_that_names_files_outside_writes_nothing_there(tmp_path):
-    folder = tmp_path / "deep" / "VOC2007"
-    for part in ("Annotations", "JPEGImages", "ImageSets/Main"):
-        (folder / part).mkdir(parents=True)
-    size = "<size><width>9</width><height>9</height></size>"
-    write(tmp_path / "evil.xml", f"<a>{size}<object><name>cat</name>{BOX}</object></a>".encode())
-    cv2.imwrite(str(tmp_path / "evil.jpg"), np.zeros((9, 9, 3), np.uint8))
-    (folder / "ImageSets/Main/train.txt").write_text("../../../evil\n")
-    convert_voc(folder.parent, names=["cat"])
-    assert not (tmp_path / "evil.txt").exists()

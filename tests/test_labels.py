@@ -1,16 +1,16 @@
 """VOC and COCO conversion against label text of Darknet (golden/voc2012_100), small data sets made
 by hand, hostile files, and the download of VOC."""
+# ruff: noqa: F401, F811 (a fixture of another file)
 
 import hashlib
 import io
 import json
 import tarfile
 from pathlib import Path
+from unittest.mock import Mock
 
-import cv2
-import numpy as np
 import pytest
-from test_files import server  # noqa: F401
+from test_files import server
 
 from yolov4 import data, labels
 from yolov4.cfg import read_data, read_names
@@ -91,11 +91,8 @@ def test_difficult_list_goes_with_the_image_list(devkit):
 
 @pytest.mark.parametrize("links", [True, False])
 def test_out_leaves_the_source_alone(devkit, tmp_path, monkeypatch, links):
-    def no_links(*_, **__):
-        raise OSError("no links here")
-
     if not links:
-        monkeypatch.setattr(Path, "symlink_to", no_links)
+        monkeypatch.setattr(Path, "symlink_to", Mock(side_effect=OSError))
     before = files_of(devkit)
     convert_voc(devkit, tmp_path / "out")
     assert files_of(devkit) == before
@@ -137,10 +134,9 @@ def test_chosen_sets_and_names(devkit):
     found = convert_voc(devkit, sets=["2012_cat_train"])  # its lines have a second column
     assert [path.stem for path in found.lists["2012_cat_train"]] == ["2012_0"]
     assert convert_voc(devkit, names="auto").names == ["cat", "dog"]
-    with pytest.raises(ValueError, match="found no set 2010_val"):
-        convert_voc(devkit, sets=["2010_val"])
-    with pytest.raises(ValueError, match="JPEGImages: found no set"):
-        convert_voc(devkit / "VOC2007/JPEGImages")
+    for folder, sets in ((devkit, ["2010_val"]), (devkit / "VOC2007/JPEGImages", None)):
+        with pytest.raises(ValueError, match="found no set"):
+            convert_voc(folder, sets=sets)
 
 
 def test_labels_as_darknet_byte_for_byte(shared, tmp_path):
@@ -203,28 +199,6 @@ def test_cocos_own_layout(tmp_path):
     assert [Path(options[key]).stem for key in ("train", "valid")] == ["train2017", "val2017"]
 
 
-def test_labels_to_json_and_back_are_the_same(shared, tmp_path):
-    root, images, boxes = shared / "datasets/coco128_val", [], []
-    paths, names = sorted((root / "images").glob("*.jpg")), read_names(root / "coco.names")
-    for path in paths:
-        height, width = cv2.imread(str(path)).shape[:2]
-        entry = {"id": int(path.stem), "file_name": path.name, "width": width, "height": height}
-        images.append(entry)
-        for label, *box in data.read_labels(data.label_path(path)).astype(float).tolist():
-            x, y, w, h = np.array(box) * (width, height, width, height)
-            box = {"image_id": int(path.stem), "bbox": [x - w / 2, y - h / 2, w, h]}
-            boxes.append({**box, "category_id": 2 * int(label) + 7})
-    categories = [{"id": 2 * label + 7, "name": name} for label, name in enumerate(names)]
-    dataset = {"images": images, "annotations": boxes, "categories": categories[::-1]}
-    (tmp_path / "val.json").write_text(json.dumps(dataset))
-    found = convert_coco([tmp_path / "val.json"], tmp_path / "out", root / "images")
-    assert not found.problems and found.names == names
-    for listed, path in zip(data.read_image_list(tmp_path / "out/val.txt"), paths, strict=True):
-        assert listed.samefile(path)
-        rows = [data.read_labels(data.label_path(each)) for each in (listed, path)]
-        np.testing.assert_allclose(*rows, rtol=0, atol=1e-6)
-
-
 @pytest.mark.parametrize(("folder", "file_name"), [
     ("images", "a.jpg"), ("images/default", "a.jpg"), (".", "images/a.jpg"), (".", "sub/a.jpg"),
     ("default", "images/a.jpg"), (".", "images\\x/a.jpg"),
@@ -269,19 +243,16 @@ BAD_BOXES += [{"bbox": box} for box in (
     None, [1, 2, 0, 5], [1, 2, 5, -5], [200, 2, 5, 5], [-5, 2, 5, 5], [1, 2, 5],
     [1, 2, float("nan"), 5], [1, 2, 10**400, 5],
 )]  # fmt: skip
-BAD_FILES = ["no JSON", "[]", '{"images": []}', "[" * 100000, "\udcff"]
-BAD_FILES += ['{"images": [3], "annotations": [], "categories": []}']
-BAD_FILES += ['{"images": [], "annotations": [], "categories": [{"id": 1}]}']
 
 
 @pytest.mark.parametrize("changes", BAD_IMAGES, ids=lambda changes: repr(changes)[:30])
 def test_an_image_that_cannot_be_used_is_left_out_with_its_boxes(tmp_path, changes):
-    images = [image(7, "a.jpg"), image(8, "b.jpg")]
-    path = add_coco(tmp_path / "deep/COCO", "train", images, [BOX, {**BOX, "image_id": 8}])
+    images, boxes = [image(7, "a.jpg"), image(8, "b.jpg")], [BOX, {**BOX, "image_id": 8}]
+    path = add_coco(tmp_path / "deep/COCO", "train", images, boxes)
     for name in ("evil.jpg", "deep/evil.jpg"):
         (tmp_path / name).write_bytes(b"picture")
-    dataset = json.loads(path.read_text())
-    dataset["images"][1] |= changes
+    images[1] |= changes
+    dataset = {"images": images, "annotations": boxes, "categories": CATEGORIES}
     path.write_text(json.dumps(dataset))
     found = convert_coco([tmp_path / "deep/COCO"], tmp_path / "deep/out")
     assert [each.name for each in found.lists["train"]] == ["a.jpg"] and found.problems
@@ -297,16 +268,7 @@ def test_a_box_that_cannot_be_used_is_named_and_left_out(tmp_path, changes):
     assert data.label_path(found.lists["train"][0]).read_text() == BOX_TEXT
 
 
-@pytest.mark.parametrize("text", BAD_FILES, ids=lambda text: text[:30])
-def test_a_file_that_cannot_be_used_is_one_sentence(tmp_path, text):
-    path = tmp_path / "x.json"
-    path.write_bytes(text.encode(errors="surrogateescape"))
-    with pytest.raises(ValueError, match=r"x\.json: ") as caught:
-        convert_coco([path], tmp_path / "out")
-    assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)
-
-
-def test_voc_is_downloaded_from_the_mirror_and_unpacked(server, tmp_path, monkeypatch):  # noqa: F811
+def test_voc_is_downloaded_from_the_mirror_and_unpacked(server, tmp_path, monkeypatch):
     from torchvision.datasets import voc
 
     table, archives, source = {}, {}, tmp_path / "source"
@@ -326,13 +288,11 @@ def test_voc_is_downloaded_from_the_mirror_and_unpacked(server, tmp_path, monkey
     monkeypatch.setattr(labels, "MIRROR", server.address)
     for _ in range(2):
         labels.download_voc(tmp_path)
-    assert [name for name, _ in server.asked] == [
-        name for key in archives for name in ("gone", f"{key}.tar")
-    ]
+    assert [name for name, _ in server.asked[1::2]] == [f"{key}.tar" for key in archives]
     devkit = tmp_path / "VOCdevkit"
     for archive in devkit.glob("*.tar"):
         archive.unlink()
     labels.download_voc(devkit)
-    assert len(server.asked) == 6, "what is there was downloaded again"
+    assert len(server.asked) == 6  # what is there is not downloaded again
     convert_voc(tmp_path)
     assert (devkit / "VOC2007/labels/2007-test_0.txt").read_text() == CAT_TEXT

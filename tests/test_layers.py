@@ -17,11 +17,11 @@ def random(*shape, seed=0):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
 
 
-@pytest.mark.parametrize(("size", "stride", "padding"), [
-    (2, 2, 1), (2, 1, 1), (2, 2, 0), (3, 2, 2), (3, 1, 2), (5, 1, 4), (3, 2, 0), (3, 2, 1),
-    (4, 2, 3),
-])  # fmt: skip
-@pytest.mark.parametrize(("height", "width"), [(7, 10), (8, 5), (13, 13)])
+@pytest.mark.parametrize(
+    ("size", "stride", "padding"),
+    [(2, 2, 1), (2, 1, 1), (2, 2, 0), (3, 2, 2), (5, 1, 4), (3, 2, 1), (4, 2, 3)],
+)
+@pytest.mark.parametrize(("height", "width"), [(7, 10), (8, 5)])
 def test_maxpool_is_the_loop_over_windows(size, stride, padding, height, width):
     x = -random(2, 3, height, width).abs() - 1  # all negative: a border of zeros would win
     rows, columns = ((side + padding - size) // stride + 1 for side in (height, width))
@@ -72,9 +72,8 @@ def test_scale_channels_and_sam_multiply():
     """A factor per channel, cell or value; the activation comes after the product."""
     scaled = torch.tensor([[[[1.0, 2.0]], [[3.0, -4.0]]]])  # (1, 2, 1, 2)
     per_channel, per_cell = torch.tensor([[[[2.0]], [[10.0]]]]), torch.tensor([[[[2.0, 10.0]]]])
-    linear, leaky, relu = (
-        layers.Scale(ACTIVATIONS[name]()) for name in ("linear", "leaky", "relu")
-    )
+    names = ("linear", "leaky", "relu")
+    linear, leaky, relu = (layers.Scale(ACTIVATIONS[name]()) for name in names)
     assert linear(per_channel, scaled).flatten().tolist() == [2, 4, 30, -40]
     assert leaky(per_cell, scaled).flatten().tolist() == [2, 20, 6, -4]
     assert relu(scaled, scaled.clone()).flatten().tolist() == [1, 4, 9, 16]
@@ -121,18 +120,12 @@ FORMULAS = {
 }
 
 
-@pytest.mark.parametrize("name", ACTIVATIONS)
-def test_activation_is_darknets_formula(name):
+def test_activations_are_darknets_formulas():
     points = [-30.0, -6.5, -2.0, -1.9, -0.3, 0.0, 0.4, 2.5, 7.0, 30.0]
-    found = ACTIVATIONS[name]()(torch.tensor(points))
-    expected = torch.tensor([FORMULAS[name](x) for x in points])
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
-
-
-@pytest.fixture(params=[1, 7, 1 << 17])
-def piece(request, monkeypatch):
-    """Sizes of a piece of Mish, so that the last one is full, partial, or the only one."""
-    monkeypatch.setattr(layers, "PIECE", request.param)
+    for name, activation in ACTIVATIONS.items():
+        expected = torch.tensor([FORMULAS[name](x) for x in points])
+        found = activation()(torch.tensor(points))
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5, msg=name)
 
 
 EXTREMES = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 88.8, -88.8, 104.0, -104.0, 1e38, -1e38])
@@ -140,8 +133,8 @@ EXTREMES = torch.tensor([0.0, -0.0, 1e-30, -1e-30, 88.8, -88.8, 104.0, -104.0, 1
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-@pytest.mark.parametrize("shape", [(2, 3, 5, 4), (1, 1, 1, 10), (0, 2, 3, 3)])
-def test_mish_in_pieces_has_the_value_and_gradient_of_float64(piece, shape, layout, dtype):
+@pytest.mark.parametrize("shape", [(2, 3, 5, 4), (1, 1, 1, 10), (0, 2, 3, 3), (2, 8, 99, 99)])
+def test_mish_has_the_value_and_gradient_of_float64(shape, layout, dtype):
     x = EXTREMES.view(shape) if shape == (1, 1, 1, 10) else 4 * random(*shape)
     x = x.to(dtype, memory_format=layout).requires_grad_()
     exact, gradient = x.detach().double().requires_grad_(), random(*shape, seed=1).to(dtype)
@@ -159,7 +152,7 @@ def test_mish_in_pieces_has_the_value_and_gradient_of_float64(piece, shape, layo
 
 @pytest.mark.parametrize(("dtype", "rtol"), [(torch.float32, 1e-5), (torch.bfloat16, 0.02)])
 @pytest.mark.parametrize("shape", [(2, 3, 5, 4), (3, 8, 1, 2), (2, 64, 40, 40)])
-def test_convolution_with_mish_is_float64s_in_training(piece, shape, dtype, rtol):
+def test_convolution_with_mish_is_float64s_in_training(shape, dtype, rtol):
     """Batch norm and Mish as one function: value, gradients, running statistics."""
     section = Convolutional(batch_normalize=1, filters=shape[1])
     layer = layers.ConvolutionLayer(section, shape[1], "mish")
@@ -180,25 +173,10 @@ def test_convolution_with_mish_is_float64s_in_training(piece, shape, dtype, rtol
         torch.testing.assert_close(one.double(), other.double(), rtol=rtol, atol=atol)
 
 
-CFG = """
-[net]
-width=32
-height=32
-channels=3
-[convolutional]
-batch_normalize={normalise}
-filters=4
-size=3
-stride=4
-pad=1
-activation=leaky
-[dropout]
-{dropout}
-"""
-
-
 def model(normalise="1", dropout="dropblock=1"):
-    return Darknet.from_cfg(text=CFG.format(normalise=normalise, dropout=dropout))
+    text = f"[net] width=32 height=32 [convolutional] batch_normalize={normalise} filters=4 "
+    text += f"size=3 stride=4 pad=1 activation=leaky [dropout] {dropout}"
+    return Darknet.from_cfg(text=text.replace(" ", "\n"))
 
 
 def cross_norm():
@@ -247,11 +225,11 @@ def test_cmbn_has_cudnns_gradient_for_the_statistics_it_used():
 
 
 def test_both_spellings_make_cmbn():
-    kinds = [type(model(keys).layers[0][1]) for keys in ("2", "1\ncbn=1", "1\ncbn=0")]
+    kinds = [type(model(keys).layers[0][1]) for keys in ("2", "1 cbn=1", "1 cbn=0")]
     assert kinds == [CrossBatchNorm, CrossBatchNorm, torch.nn.BatchNorm2d]
 
 
-@pytest.mark.parametrize(("height", "width"), [(9, 6), (5, 5), (8, 11)])
+@pytest.mark.parametrize(("height", "width"), [(9, 6), (5, 5)])
 @pytest.mark.parametrize(("grown", "block"), [(1.0, 4), (0.6, 2), (0.1, 1)])
 def test_dropblock_is_darknets_loop_over_channels(height, width, grown, block):
     module, draws = DropBlock(0.9, 4, 0.0), torch.rand(4, 16, height, width)
@@ -280,13 +258,12 @@ def test_dropblock_scales_each_image_by_what_is_left_of_it():
 
 
 def test_dropblock_sizes_are_darknets():
-    sizes = {
-        "": (7, 0), "dropblock_size_abs=3": (3, 0), "dropblock_size_rel=0.5": (0, 0.5),
-        "dropblock_size_abs=3\ndropblock_size_rel=0.5": (3, 0), "dropblock_size_abs=20": (8, 0),
-    }  # fmt: skip
-    for keys, (size, relative) in sizes.items():
-        module = model(dropout=f"dropblock=1\n{keys}").layers[1]
-        assert (module.size, module.relative) == (size, relative), keys
+    for keys, expected in (
+        ("", (7, 0)), ("dropblock_size_abs=3", (3, 0)), ("dropblock_size_rel=0.5", (0, 0.5)),
+        ("dropblock_size_abs=3 dropblock_size_rel=0.5", (3, 0)), ("dropblock_size_abs=20", (8, 0)),
+    ):  # fmt: skip
+        module = model(dropout=f"dropblock=1 {keys}").layers[1]
+        assert (module.size, module.relative) == expected, keys
 
 
 def test_dropblock_starts_with_nothing_and_is_full_after_85_percent():

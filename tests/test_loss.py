@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from conftest import golden_names
 
 from yolov4 import Darknet, DarknetLoss, decode
 from yolov4.boxes import box_iou
-from yolov4.loss import assign_targets, attack_deltas, attack_rate, best_iou
+from yolov4.loss import attack_deltas, attack_rate, best_iou
 from yolov4.yolov5_loss import Yolov5Loss
 
 CFG = """
@@ -114,8 +115,9 @@ def test_half_precision_logits_get_a_float32_loss():
 @pytest.mark.parametrize("grid", [(4, 6), (8, 12)])
 def test_assignment_is_the_rule_written_as_loops(grid):
     """Target by target and anchor by anchor, at the network's size and at twice it."""
-    head, targets, found = network().heads[0], random_case(count=200, seed=3)[1], []
-    for number, (image, _, cx, cy, w, h) in enumerate(targets.tolist()):
+    model, targets, found = network(), random_case(count=60, seed=3)[1], []
+    head = model.heads[0]
+    for image, _, cx, cy, w, h in targets.tolist():
         overlaps = []
         for anchor in head.all_anchors:
             aw, ah = anchor[0] / (grid[1] * head.stride), anchor[1] / (grid[0] * head.stride)
@@ -123,8 +125,10 @@ def test_assignment_is_the_rule_written_as_loops(grid):
             overlaps.append(both / (aw * ah + w * h - both))
         for place, anchor in enumerate(head.mask):
             if overlaps[anchor] == max(overlaps) or overlaps[anchor] > head.iou_thresh:
-                found.append([number, int(image), place, int(cy * grid[0]), int(cx * grid[1])])
-    assert assign_targets(head, targets, grid).T.tolist() == found
+                found.append((int(image), place, int(cy * grid[0]), int(cx * grid[1])))
+    gradient, terms = gradients(model, torch.zeros(3, 14, *grid), targets)
+    cells = gradient.view(3, 2, 7, *grid)[:, :, 5:].any(2).nonzero()  # that learn a class
+    assert terms.heads[0].count == len(found) > 60 and set(map(tuple, cells.tolist())) == set(found)
 
 
 @pytest.mark.parametrize(("class_logit", "ignored"), [(0.0, True), (-3.0, False)])
@@ -140,7 +144,7 @@ def test_a_good_box_is_no_negative_if_any_class_is_probable(class_logit, ignored
     assert gradient[0, 4, 2, 3].item() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("thresh", [0.0, 0.1, 0.5, 0.7, 0.95])
+@pytest.mark.parametrize("thresh", [0.0, 0.5, 0.95])
 @pytest.mark.parametrize("scale", [1, 2])
 def test_best_iou_is_that_of_all_pairs_where_it_counts(scale, thresh, monkeypatch):
     """Every prediction with every target of its image, in blocks of 7 pairs; below the threshold a
@@ -162,13 +166,12 @@ def test_best_iou_is_that_of_all_pairs_where_it_counts(scale, thresh, monkeypatc
     assert torch.equal(iou[dense > thresh], dense[dense > thresh]) and (iou <= dense).all()
 
 
-@pytest.mark.parametrize("place", [0, 4, 6])
-@pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_a_non_finite_logit_shows_in_the_loss(place, value):
+def test_a_non_finite_logit_shows_in_the_loss():
     """Even a class of a prediction without target, at which the loss does not look."""
-    logits, targets = random_case(count=3)
-    logits[2, place, 3, 5] = value
-    assert not gradients(network(), logits, targets)[1].total.isfinite()
+    for place, value in ((0, math.nan), (4, math.inf), (6, math.nan), (6, math.inf)):
+        logits, targets = random_case(count=3)
+        logits[2, place, 3, 5] = value
+        assert not gradients(network(), logits, targets)[1].total.isfinite()
 
 
 def refuse(tensor, *values):
@@ -194,21 +197,6 @@ def test_the_host_does_not_wait_for_the_device(loss, keys, monkeypatch):
         assert all(term.is_meta and not term.dim() for term in (terms.total, *terms.heads[0]))
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-@pytest.mark.parametrize("loss", [DarknetLoss, Yolov5Loss])
-def test_the_host_does_not_wait_for_cuda(loss):
-    model, (logits, targets) = network(), random_case(count=40)
-    expected = loss(model.heads)([logits], targets).total
-    logits = logits.cuda().requires_grad_()
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        terms = loss(model.heads)([logits], targets)
-        terms.total.backward()
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert terms.total.item() == pytest.approx(expected.item(), rel=1e-4)
-
-
 def attack_by_loops(logits, head):
     """Darknet's adversarial branch, value by value; the w, h of a box are those of `decode`."""
     delta, boxes = torch.zeros_like(logits), decode(logits, head).boxes
@@ -219,9 +207,7 @@ def attack_by_loops(logits, head):
         w, h = p[2:4] if head.new_coords else logits[at][2:4].tolist()
         scale, objectness = boxes[image, anchor, row, column, 2:].prod().item() ** 0.5, p[4]
         seen = [value * objectness > 0.25 for value in p[5:]]
-        found = [
-            any(seen) * scale * ((not s) - value) for s, value in zip(seen, p[5:], strict=True)
-        ]
+        found = [any(seen) * scale * (1 - s - value) for s, value in zip(seen, p[5:], strict=True)]
         share = max(sum(d > 0 for d in found), 1) if head.iou_thresh < 1 else 1
         box = [-any(seen) * scale * value / share for value in (x, y, w, h)]
         values = torch.tensor([*box, -scale * head.obj_normalizer * objectness, *found])
@@ -247,3 +233,42 @@ def test_attacks_begin_after_burn_in_and_grow():
     net = network().net
     assert [attack_rate(iteration, net) for iteration in (1, 11)] == [0, 0]
     assert attack_rate(12, net) == pytest.approx(0.05 * 11 / 3000)
+
+
+def check_finite(targets, **keys):
+    """Loss and gradient, for ordinary logits and for large ones, are finite: as in Darknet a delta
+    that is not gives no gradient."""
+    head = replace(network().heads[0], **keys)
+    for size in (1, 8):
+        logits = (random_case(images=2)[0] * size).requires_grad_()
+        terms = DarknetLoss([head])([logits], targets)
+        terms.total.backward()
+        assert terms.total.isfinite() and logits.grad.isfinite().all() and logits.grad.any()
+
+
+DEGENERATE = {
+    "zero width": [[0, 0, 0.5, 0.5, 0, 0.3]],
+    "a point": [[0, 0, 0.5, 0.5, 0, 0]],
+    "at the corner": [[0, 0, 1, 1, 0.1, 0.1]],
+    "the whole image": [[0, 0, 0.5, 0.5, 1, 1]],
+    "larger": [[0, 0, 0.5, 0.5, 9, 9]],
+    "tiny": [[0, 0, 0.5, 0.5, 1e-30, 1e-30]],
+    "outside": [[0, 0, -3, 7, 0.2, 0.2]],
+    "far outside": [[0, 0, 99, -99, 0.2, 0.2]],
+    "identical": [[0, 0, 0.4, 0.4, 0.2, 0.3]] * 50,
+}
+
+
+@pytest.mark.parametrize("kind", ["mse", "iou", "giou", "diou", "ciou"])
+@pytest.mark.parametrize("boxes", DEGENERATE)
+def test_degenerate_boxes_have_a_finite_gradient(boxes, kind):
+    check_finite(torch.tensor(DEGENERATE[boxes]), iou_loss=kind)
+
+
+@pytest.mark.parametrize(
+    "keys", [{}, {"focal_loss": True}, {"truth_thresh": 0.7}, {"objectness_smooth": True}]
+)
+def test_ten_thousand_boxes_have_a_finite_gradient(keys):
+    boxes = torch.rand(10_000, 6, generator=torch.Generator().manual_seed(0))
+    boxes[:, 0], boxes[:, 1] = 0, (boxes[:, 1] > 0.5).float()
+    check_finite(boxes, iou_loss="ciou", **keys)

@@ -24,10 +24,8 @@ def evaluate(*images, classes=1) -> Evaluator:
         half = values[:, 4:] / 2
         boxes = torch.cat((values[:, 2:4] - half, values[:, 2:4] + half), 1)
         found = Detections(boxes * torch.tensor(SIZE * 2), values[:, 1], values[:, 0].long())
-        labels = [
-            torch.tensor(each, dtype=torch.float32).reshape(-1, 5) for each in (truths, *difficult)
-        ]
-        evaluator.add(found, labels[0], SIZE, *labels[1:])
+        truths, *hard = (torch.tensor(rows).float().reshape(-1, 5) for rows in (truths, *difficult))
+        evaluator.add(found, truths, SIZE, *hard)
     return evaluator
 
 
@@ -50,8 +48,8 @@ def random_images(random, images, classes, per_image):
     return made
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize(("iou_thresh", "points"), [(0.5, 0), (0.5, 11), (0.75, 101), (0.3, 0)])
+@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize(("iou_thresh", "points"), [(0.5, 0), (0.5, 11), (0.75, 101)])
 def test_equals_the_loops_of_darknet(seed, iou_thresh, points):
     images = random_images(np.random.default_rng(seed), 30, 4, 25)
     result = evaluate(*images, classes=4).result(iou_thresh, points)
@@ -114,39 +112,21 @@ def test_nothing_found_and_nothing_to_find():
     assert (result.precision, result.recall, result.f1, result.average_iou) == (0, 0, 0, 0)
 
 
-def test_the_record_of_an_image_is_by_falling_score():
-    rows = [(0, 0.2, *BOX), (1, 0.9, *BOX), (1, 0.2, *BOX)]
-    (record,) = evaluate((rows, [(0, *BOX)]), classes=2).records
-    assert record.detections.labels.tolist() == [1, 0, 1]  # equal ones in Darknet's order
-    assert (record.image_size, record.difficult.shape) == (SIZE, (0, 5))
-
-
-def of_records(*records, classes=1):
+def of_record(record, classes=1):
     evaluator = Evaluator(classes, SETTINGS)
-    for each in records:
-        evaluator.add(each.detections, each.labels, each.image_size, each.difficult)
+    evaluator.add(record.detections, record.labels, record.image_size, record.difficult)
     return evaluator.result()
 
 
 def test_f1_and_its_best_threshold_by_hand():
     # above .8: TP; above .6: TP, FP; above .4: TP, FP, TP.  Two objects: F1 = 2 TP / (TP + FP + 2)
     record = make_record([(0, 0.8, 0), (0, 0.6, 50), (0, 0.4, 20)], [(0, 0), (0, 20)])
-    f1, mean = metrics.f1_scores(of_records(record, classes=2).matches)
+    f1, mean = metrics.f1_scores(of_record(record, classes=2).matches)
     np.testing.assert_allclose(f1[:, [100, 500, 700, 900]], [[4 / 5, 2 / 4, 2 / 3, 0], [0] * 4])
     np.testing.assert_allclose(mean, f1[0])  # without the class that has no objects
     record = make_record([(0, 0.8, 0), (0, 0.6, 50), (0, 0.4, 70)], [(0, 0)])
-    _, mean = metrics.f1_scores(of_records(record).matches)
+    _, mean = metrics.f1_scores(of_record(record).matches)
     assert mean.max() == 1 and 0.6 <= metrics.THRESHOLDS[mean.argmax()] < 0.61
-
-
-def test_precision_over_recall_by_hand():
-    record = make_record([(0, 0.9, 0), (0, 0.8, 50), (0, 0.7, 20)], [(0, 0), (0, 20), (0, 80)])
-    _, *matches = of_records(record).matches[0]
-    recall, precision = metrics.precision_recall(*matches)
-    np.testing.assert_allclose(recall, [1 / 3, 1 / 3, 2 / 3])
-    np.testing.assert_allclose(precision, [1, 2 / 3, 2 / 3])
-    at = metrics.precision_at_recalls(*matches, 101)
-    assert at[[0, 33, 34, 66, 67, 100]].tolist() == pytest.approx([1, 1, 2 / 3, 2 / 3, 0, 0])
 
 
 def test_confusion_matrix_by_hand():

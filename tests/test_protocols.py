@@ -3,7 +3,6 @@ Source: VOCevaldet.m, VOCap.m; pycocotools, the reference implementation."""
 
 import json
 import math
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +13,7 @@ from slow_map import slow_voc
 from yolov4 import protocols
 from yolov4.decoding import Detections
 from yolov4.evaluation import collect
+from yolov4.labels import EDGES
 from yolov4.metrics import Evaluator, Settings
 from yolov4.protocols import evaluate_coco, evaluate_voc
 from yolov4.weights import load_network
@@ -40,15 +40,13 @@ def labels(*rows) -> torch.Tensor:
 
 def xml(path: Path, truths) -> None:
     """truths: label, difficult, xmin, ymin, xmax, ymax"""
-    text = "".join(
-        f"<object><name>{NAMES[label]}</name><difficult>{int(hard)}</difficult><bndbox><xmin>{x1}</xmin>"
-        f"<ymin>{y1}</ymin><xmax>{x2}</xmax><ymax>{y2}</ymax></bndbox></object>"
-        for label, hard, x1, y1, x2, y2 in truths
-    )
+    text = "<size><width>60</width><height>50</height></size>"
+    for label, hard, *edges in truths:
+        text += f"<object><name>{NAMES[label]}</name><difficult>{int(hard)}</difficult><bndbox>"
+        text += "".join(f"<{key}>{edge}</{key}>" for key, edge in zip(EDGES, edges, strict=True))
+        text += "</bndbox></object>"
     path.parent.mkdir(parents=True, exist_ok=True)
-    width, height = SIZE
-    size = f"<size><width>{width}</width><height>{height}</height></size>"
-    path.write_text(f"<annotation>{size}{text}</annotation>")
+    path.write_text(f"<annotation>{text}</annotation>")
 
 
 def one_image(found, *truths, hard=()):
@@ -65,10 +63,8 @@ def random_images(random, count):
     for _ in range(count):
         corners = random.integers(1, 4, (random.integers(0, 7), 2)) * 10
         sides = random.choice([9, 14, 19], corners.shape)
-        truths = [
-            (int(random.integers(3)), bool(random.random() < 0.3), *low.tolist(), *high.tolist())
-            for low, high in zip(corners, corners + sides, strict=True)
-        ]
+        edges = np.concatenate((corners, corners + sides), 1).tolist()
+        truths = [(int(random.integers(3)), bool(random.random() < 0.3), *box) for box in edges]
         rows = []
         for _ in range(random.integers(0, 15)):
             box = list(truths[random.integers(len(truths))][2:]) if truths else [5, 5, 20, 20]
@@ -78,7 +74,7 @@ def random_images(random, count):
     return images
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(3))
 def test_voc_equals_the_loops_of_the_devkit(seed, tmp_path):
     images = random_images(np.random.default_rng(seed), 40)
     evaluator = Evaluator(4, SETTINGS)
@@ -159,7 +155,7 @@ def test_coco_of_real_detections_equals_pycocotools(shared, tmp_path):
     folder, material = shared / "models/yolov3-tiny", shared / "datasets/coco128_val"
     model = load_network(folder / "yolov3-tiny.weights", folder / "yolov3-tiny.cfg")[0]
     names = (material / "coco.names").read_text().strip().splitlines()
-    evaluator = collect(model, sorted((material / "images").glob("*.jpg")))
+    evaluator = collect(model, sorted((material / "images").glob("*.jpg"))[:50])
     sent = tmp_path / "sent.json"
     result = evaluate_coco(evaluator.records, names, evaluator.settings, results=sent)
     images, annotations, categories = [], [], list(range(1, len(names) + 1))
@@ -175,7 +171,7 @@ def test_coco_of_real_detections_equals_pycocotools(shared, tmp_path):
     categories = [{"id": number} for number in categories]
     dataset = {"images": images, "annotations": annotations, "categories": categories, "info": {}}
     wanted = reference(dataset, sent)
-    assert len(json.loads(sent.read_text())) > 10000 and wanted[0] > 0.1
+    assert len(json.loads(sent.read_text())) > 4000 and wanted[0] > 0.1
     np.testing.assert_allclose(list(result.figures.values()), wanted, atol=1e-6)
     assert np.nanmean(result.classes["ap"]) == pytest.approx(wanted[0], abs=1e-6)
 
@@ -205,19 +201,14 @@ def test_coco_by_hand(capsys):
     assert all(math.isnan(result.figures[key]) for key in ("APs", "APl", "ARs", "ARl"))
     plain = result.to_json(NAMES[:2])
     assert "APs -" in result.table(NAMES[:2]) and plain["APs"] is None
-    assert plain["classes"] == [
-        {"name": "cat", "ap": pytest.approx(0.7)},
-        {"name": "dog", "ap": None},
-    ]
+    assert [each["ap"] for each in plain["classes"]] == [pytest.approx(0.7), None]
 
 
-@pytest.mark.parametrize(
-    ("rows", "truths", "ap"),
-    [([], [LABEL], 0), ([(0, 0.9, *BOX)], [], math.nan), ([(0, 0.9, *BOX)], [LABEL], 1)],
-)
-def test_coco_of_nothing_and_of_the_first(rows, truths, ap):
-    result = evaluate_coco(records(("a.jpg", rows, truths)), NAMES[:2], SETTINGS)
-    assert result.figures["AP"] == pytest.approx(ap, nan_ok=True)
+def test_coco_of_nothing_and_of_the_first():
+    found = [(0, 0.9, *BOX)]
+    for rows, truths, ap in (([], [LABEL], 0), (found, [], math.nan), (found, [LABEL], 1)):
+        result = evaluate_coco(records(("a.jpg", rows, truths)), NAMES[:2], SETTINGS)
+        assert result.figures["AP"] == pytest.approx(ap, nan_ok=True)
 
 
 def coco_json(path: Path, images, categories, annotations=()) -> Path:
@@ -256,22 +247,12 @@ def test_a_coco_json_has_its_own_numbers_areas_and_categories(tmp_path):
 
 
 def test_a_coco_json_that_does_not_fit_is_an_error(tmp_path):
-    path = coco_json(tmp_path / "t.json", {"a.jpg": 1}, {"cat": 1})
-    one = ("a.jpg", [], [])
-    for images, names in ((["b.jpg", [], []], NAMES), (one, ["pig", "hen"])):
+    path, one = coco_json(tmp_path / "t.json", {"a.jpg": 1}, {"cat": 1}), ("a.jpg", [], [])
+    for images, names in (([("b.jpg", [], [])], NAMES), ([one], ["pig"]), ([one, one], NAMES)):
         with pytest.raises(ValueError, match=r"t\.json: "):
-            protocols.read_coco(path, records(images), names)
-    with pytest.raises(ValueError, match=r"t\.json: "):
-        protocols.read_coco(path, records(one, one), NAMES)
-    bad = '{"images": [{"file_name": "a.jpg", "id": 1}], "categories": [], "annotations": [%s]}'
-    row = '{"image_id": 1, "category_id": 1, "bbox": [1, 2, 3, %s]}'
-    for text in ("no JSON", "[]", '{"images": []}', bad % row % "1e99", bad % row % '"4"'):
+            protocols.read_coco(path, records(*images), names)
+    coco_json(path, {"a.jpg": 1}, {}, [(1, 1, [1, 2, 3, "4"])])
+    for text in (path.read_text(), "no JSON", "[]", '{"images": []}'):
         path.write_text(text)
         with pytest.raises(ValueError, match=r"t\.json: not a COCO JSON"):
             protocols.read_coco(path, records(one), NAMES)
-
-
-def test_without_the_library_it_says_how_to_get_it(monkeypatch):
-    monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
-    with pytest.raises(ValueError, match="pip install faster-coco-eval"):
-        protocols.check(["coco"])

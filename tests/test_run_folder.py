@@ -37,7 +37,7 @@ def test_the_newest_run_and_what_it_names(tmp_path):
         settings = {"valid": str(tmp_path / "valid.txt")}
         (tmp_path / name / "settings.json").write_text(json.dumps(settings))
         for file in (f"{name}_last.weights", "last.pt"):
-            (tmp_path / name / file).write_text("something")
+            (tmp_path / name / file).touch()
     assert newest_run(tmp_path) == run_folder(tmp_path, None) == tmp_path / "b"
     assert run_folder(tmp_path, "a") == tmp_path / "a"
     with pytest.raises(ValueError, match="expected --images"):

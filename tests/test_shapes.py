@@ -1,8 +1,6 @@
 """The pictures of shapes: the same for a seed, true boxes, a VOC layout that can be converted."""
 
 import importlib.util
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -72,7 +70,6 @@ def test_the_way_to_training(tmp_path):
     assert not report.findings and set(report.boxes) == {0, 1, 2}
 
 
-def test_impossible_request_is_a_usage_error(tmp_path):
-    command = [sys.executable, SCRIPT, "--out", tmp_path, "--size", "20", "20"]
-    failed = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert failed.returncode == 2 and "expected 5 of 48 x 48" in failed.stderr
+def test_impossible_request_is_a_usage_error(call, tmp_path):
+    code, _, err = call("data/shapes/make_shapes.py", "--out", tmp_path, "--size", 20, 20)
+    assert code == 2 and "expected 5 of 48 x 48" in err

@@ -1,12 +1,17 @@
-"""Updates against ten iterations of Darknet's training; decay, stopbackward, averaged weights."""
+"""Updates against ten iterations of Darknet's training; decay, stopbackward, averaged weights,
+self-adversarial training.  Source: Darknet's src/network_kernels.cu, train_network_datum_gpu."""
 
+import copy
 import math
 
 import numpy as np
 import pytest
 import torch
+from conftest import settled
+from test_loss import rows_of
 
-from yolov4 import Darknet, load_weights, save_weights
+from yolov4 import Darknet, DarknetLoss, load_weights, save_weights
+from yolov4.loss import attack_deltas, attack_rate
 from yolov4.training import Updater
 
 CFG = """
@@ -44,13 +49,8 @@ def test_ten_iterations_end_with_darknets_weights(golden, tmp_path, name, tolera
 
     def mini_batches():
         for start in range(0, len(case["images"]), rows):
-            targets = [
-                [row, box[4], *box[:4]]
-                for row, boxes in enumerate(case["truths"][start : start + rows])
-                for box in boxes[: np.append(boxes[:, 0], 0).argmin()]  # padded with zeros
-            ]
             images = torch.from_numpy(case["images"][start : start + rows])
-            yield images, torch.tensor(np.array(targets, "f4")).reshape(-1, 6), []
+            yield images, rows_of(case["truths"][start : start + rows]), []
 
     trained, stream = Updater(model), mini_batches()
     losses = [trained.update(i + 1, stream).loss for i in range(case["iterations"])]
@@ -73,9 +73,8 @@ def test_subdivisions_give_the_gradient_of_the_whole_batch():
     Updater(whole).update(1, iter([(images, targets, files)]))
     first, second = targets.split(2)
     second = second - torch.eye(6)[0] * 2  # the index of the image
-    Updater(cut).update(
-        1, zip(images.split(2), (first, second), (files[:2], files[2:]), strict=True)
-    )
+    parts = zip(images.split(2), (first, second), (files[:2], files[2:]), strict=True)
+    Updater(cut).update(1, parts)
     for a, b in zip(whole.parameters(), cut.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
 
@@ -134,3 +133,34 @@ def test_ema_alpha_averages_the_second_half_and_takes_over_before_the_end():
     expected = {1499: (None, 1499), 1500: (1500, 1500), 1501: (1500.5, 1501)}  # starts as a copy
     expected |= {2000: (1500.5, 1500.5), 2001: (1500.5, 2001)}  # in 2000 it replaces the weights
     assert values == expected
+
+
+@pytest.mark.parametrize("convolution", ["", "stopbackward=1"])
+def test_an_update_trains_on_attacked_images(convolution, monkeypatch):
+    """The first pass, with batch norm in eval mode, moves the images along the deltas and leaves
+    gradients in biases without batch norm; below a stopped layer the images stay."""
+    monkeypatch.setattr(torch, "rand", lambda *_, **__: torch.zeros(()))  # every draw attacks
+    model = settled(network(net="adversarial_lr=0.5", convolution=convolution))
+    before, seen = copy.deepcopy(model), []
+    model.register_forward_pre_hook(lambda _, arguments: seen.append(arguments[0].detach().clone()))
+    ((images, targets, files),) = batches(1, 4)
+    Updater(model).update(3000, iter([(images, targets, files)]))
+    first, second = seen
+    assert torch.equal(first, images / 255)
+
+    first.requires_grad_()
+    logits = before.eval()(first)[0]
+    deltas = attack_deltas(logits.detach(), model.heads[0])
+    logits.backward(deltas)
+    rate = attack_rate(3000, model.net)
+    moved = first.detach() if convolution else (first + rate * first.grad).clamp(0, 1).detach()
+    torch.testing.assert_close(second, moved)
+
+    before.zero_grad()
+    before.train()
+    before.frozen = model.frozen
+    DarknetLoss(model.heads)(before(second), targets).total.backward()
+    before.layers[1][0].bias.grad -= deltas.sum((0, 2, 3)) / 4
+    for (name, found), expected in zip(model.named_parameters(), before.parameters(), strict=True):
+        wanted = torch.zeros_like(found) if expected.grad is None else expected.grad
+        torch.testing.assert_close(found.grad, wanted, rtol=1e-4, atol=1e-7, msg=name)

@@ -109,32 +109,10 @@ def test_a_written_video_repeats_frames_and_notices_a_full_disk(tmp_path):
         file.close()
 
 
-@pytest.mark.parametrize("every", [1, 4])
-def test_a_file_gives_all_its_frames_in_order(tmp_path, every):
-    video = Video(str(write_video(tmp_path / "v.mp4", 30)), every, ahead=2)
-    numbers, greys = zip(*((number, image.mean() / 6) for number, image in video), strict=True)
-    assert list(numbers) == list(range(1, 31, every)) and greys == pytest.approx(numbers, abs=1.5)
-    assert (video.length, video.rate, video.size) == (len(numbers), 10, (64, 48))
-    assert not video.live and video.fault is None
-
-
 def test_a_file_can_be_closed_before_its_end(tmp_path):
     with closing(Video(str(write_video(tmp_path / "v.mp4", 30)), ahead=2)) as video:
         assert next(iter(video)).number == 1
     assert not video.thread.is_alive() and video.number < 10 and video.fault is None
-
-
-def test_a_cut_file_is_a_fault_and_a_file_without_frames_an_error(tmp_path):
-    path = write_video(tmp_path / "v.avi", 40)
-    os.truncate(path, path.stat().st_size // 2)
-    video = Video(str(path))
-    count = len(list(video))
-    assert (
-        5 < count < 35 and f"broke off after frame {count}, at {count / 10} of 4.0 s" in video.fault
-    )
-    path.write_text("no video")
-    with pytest.raises(ValueError, match=r"v\.avi: "):
-        Video(str(path))
 
 
 def test_a_live_source_gives_the_newest_frame():

@@ -26,9 +26,9 @@ def network(eps=0.0):
     return Darknet(with_yolov5_heads(parse_cfg(CFG.format(eps=eps))))
 
 
-def draw(model, images=2, count=9, seed=0):
+def draw(model, images=2, count=9):
     """Logits of each head and targets (T, 6)."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     shapes = [(images, 24, 64 // head.stride, 96 // head.stride) for head in model.heads]
     logits = [torch.randn(shape, generator=generator) for shape in shapes]
     targets = torch.rand(count, 6, generator=generator)
@@ -92,10 +92,9 @@ def by_loops(model, logits, targets):
 
 
 @pytest.mark.parametrize("eps", [0.0, 0.1])
-@pytest.mark.parametrize("seed", range(3))
-def test_loss_is_the_published_one_written_out(eps, seed):
+def test_loss_is_the_published_one_written_out(eps):
     model = network(eps)
-    logits, targets = draw(model, seed=seed)
+    logits, targets = draw(model)
     total = Yolov5Loss(model.heads)(logits, targets).total.item()
     assert total == pytest.approx(by_loops(model, logits, targets), rel=1e-5)
 
@@ -122,7 +121,7 @@ def test_descent_on_the_logits_ends_with_predictions_that_are_the_targets():
     targets = torch.tensor([[0, 2, 0.52, 0.3, 0.3, 0.4], [1, 0, 0.2, 0.71, 0.5, 0.6]])
     leaves = [each.requires_grad_() for each in draw(model)[0]]
     optimiser, loss = torch.optim.Adam(leaves, 0.1), Yolov5Loss(model.heads)
-    for _ in range(120):
+    for _ in range(80):
         optimiser.zero_grad()
         loss(leaves, targets).total.backward()
         optimiser.step()
@@ -136,9 +135,8 @@ def test_descent_on_the_logits_ends_with_predictions_that_are_the_targets():
 def matches(target, **keys):
     """{(anchor, row, column)} of the first head: 6 x 4 cells; anchors 8x8, 20x14, 30x40"""
     head = replace(network().heads[0], **keys)
-    return {
-        tuple(each[2:]) for each in match(head, torch.tensor([[0, 0, *target]]), (4, 6)).T.tolist()
-    }
+    found = match(head, torch.tensor([[0, 0, *target]]), (4, 6))
+    return {tuple(each[2:]) for each in found.T.tolist()}
 
 
 SIDES = (20 / 96, 14 / 64)  # less than 4 times all three anchors
