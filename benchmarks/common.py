@@ -76,10 +76,9 @@ def machine() -> str:
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     name = names[0] if names else platform.processor() or platform.machine()
-    versions = (
-        f"Python {platform.python_version()}, torch {torch.__version__}, OpenCV {cv2.__version__}"
-    )
-    return f"{name}, {os.cpu_count()} cores, {torch.get_num_threads()} threads; {versions}"
+    python, threads = platform.python_version(), torch.get_num_threads()
+    versions = f"Python {python}, torch {torch.__version__}, OpenCV {cv2.__version__}"
+    return f"{name}, {os.cpu_count()} cores, {threads} threads; {versions}"
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

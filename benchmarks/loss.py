@@ -40,9 +40,7 @@ def main() -> None:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         logits = [torch.randn(each.shape, generator=generator) * 2 - 6 for each in model(images)]
-    logits = [
-        each.contiguous(memory_format=torch.channels_last).requires_grad_() for each in logits
-    ]
+    logits = [x.contiguous(memory_format=torch.channels_last).requires_grad_() for x in logits]
 
     def call(objects: int):
         targets = draw_targets(arguments.batch, objects, classes)
