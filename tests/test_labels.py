@@ -128,10 +128,8 @@ def test_what_is_wrong_is_named_and_left_out(tmp_path):
 
 
 def test_xml_with_entities_is_refused(tmp_path):
-    size = "<size><width>9</width><height>9</height></size>"
-    (tmp_path / "a.xml").write_text(
-        f'<!DOCTYPE a [<!ENTITY e "h">]><annotation>{size}</annotation>'
-    )
+    text = "<annotation><size><width>9</width><height>9</height></size></annotation>"
+    (tmp_path / "a.xml").write_text(f'<!DOCTYPE a [<!ENTITY e "h">]>{text}')
     with pytest.raises(ValueError, match=r"a\.xml: "):
         labels.read_annotation(tmp_path / "a.xml")
 
