@@ -15,12 +15,8 @@ class RealModel(NamedTuple):
         return next(folder.glob("*.cfg")), next(folder.glob("*.weights"))
 
 
-REAL_MODELS = [
-    RealModel(folder, f"detections_real/{folder}{size}.thresh05.json")
-    for folder, size in (
-        ("yolov3-tiny", ""), ("yolo-fastest-1.0-xl-voc", ""), ("yolov4-tiny-apple", "-416"),
-    )
-]  # fmt: skip
+SIZES = {"yolov3-tiny": "", "yolo-fastest-1.0-xl-voc": "", "yolov4-tiny-apple": "-416"}
+REAL_MODELS = [RealModel(f, f"detections_real/{f}{s}.thresh05.json") for f, s in SIZES.items()]
 # One detection depends on the JPEG decoder: with the pixels of Darknet's own (stb_image) the
 # network gives 0.5352 as Darknet does, with libjpeg's, at most 3 grey levels away, 0.5516.
 DECODER_MATTERS = {("yolo-fastest-1.0-xl-voc", "horses.jpg"): 0.02}

@@ -145,7 +145,6 @@ def test_a_full_disk_ends_the_call_with_one_line(call, weights, tmp_path):
     assert json.loads((tmp_path / "o.json").read_text())[0]["filename"] == str(sources[0])
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="needs POSIX signals")
 def test_ctrl_c_keeps_the_video_up_to_there(weights, tmp_path):
     source, out = write_video(tmp_path / "v.avi", 3000), tmp_path / "o.json"
     files = ("--weights", weights, "--json", out)

@@ -194,6 +194,8 @@ def test_sizes_of_random():
     # the smallest: round(13 / 1.4 + 1) * 32; what v < 1 would make larger than 416 becomes 416
     assert min(sizes)[0] == 320
     assert all(width == height and width % 32 == 0 for width, height in sizes)
+    few = {data.training_size(net, head_of(random=1.02), each, 0)[0] for each in range(10, 800)}
+    assert few == {416, 448}  # a factor below one never grows: 0.99 * 13 + 1.5 is more than 14
     assert data.training_size(net, head_of(random=2), 3, 0) == (864, 864)
     # 96 * 1.4 / 64 + 1 = 3.1
     assert data.training_size(net_of(resize_step=64), head, 0, 0) == (192, 128)

@@ -12,6 +12,7 @@ import torch
 from conftest import settled, shared_files
 from real_detections import REAL_MODELS, photograph
 from test_deterministic import EVERYTHING
+from test_evaluation import make_sure_model
 from torchvision.ops import box_iou
 
 from yolov4 import Darknet
@@ -76,6 +77,13 @@ def test_live_images_are_asked_for_one_at_a_time():
     stream = Detector.from_model(small_model()).stream(frames, batch=3, live=True)
     for number, _ in enumerate(stream):
         assert given == list(range(number + 1))
+
+
+def test_boxes_are_pixels_of_the_original():
+    image = np.zeros((100, 200, 3), np.uint8)
+    for letter_box, wanted in ((False, [50, 25, 150, 75]), (True, [50, 0, 150, 100])):
+        detector = Detector.from_model(make_sure_model(), letter_box=letter_box)
+        assert detector(image)[0].boxes[0].tolist() == pytest.approx(wanted, abs=0.1)
 
 
 def test_a_model_in_memory_stays_as_it_was():

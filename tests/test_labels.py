@@ -127,6 +127,13 @@ def test_what_is_wrong_is_named_and_left_out(tmp_path):
     assert set(found.problems) <= set(found.report())
 
 
+def test_xml_with_entities_is_refused(tmp_path):
+    text = "<annotation><size><width>9</width><height>9</height></size></annotation>"
+    (tmp_path / "a.xml").write_text(f'<!DOCTYPE a [<!ENTITY e "h">]>{text}')
+    with pytest.raises(ValueError, match=r"a\.xml: "):
+        labels.read_annotation(tmp_path / "a.xml")
+
+
 def test_chosen_sets_and_names(devkit):
     found = convert_voc(devkit, sets=["2012_train"], names=["dog", "cat"])
     assert list(found.lists) == ["2012_train", "train", "train.all"]

@@ -24,14 +24,12 @@ def test_a_recipe_fits_its_own_cfg(name, root, monkeypatch):
         read_recipe("voc")
 
 
-@pytest.mark.parametrize(
-    ("text", "place"),
-    [("[train]\nloss=yolov5\n[net]\nbatsh=4", 4), ("[route]\nlayers=1", 1), ("batch=4", 1)],
-)
-def test_what_is_wrong_in_a_recipe_is_named(tmp_path, text, place):
-    (tmp_path / "my.recipe").write_text(text)
-    with pytest.raises(ValueError, match=rf"my\.recipe:{place}: "):
-        read_recipe(str(tmp_path / "my.recipe"))
+def test_what_is_wrong_in_a_recipe_is_named(tmp_path):
+    wrong = ("[train]\nloss=yolov5\n[net]\nbatsh=4", 4), ("[route]\nlayers=1", 1), ("batch=4", 1)
+    for text, place in wrong:
+        (tmp_path / "my.recipe").write_text(text)
+        with pytest.raises(ValueError, match=rf"my\.recipe:{place}: "):
+            read_recipe(str(tmp_path / "my.recipe"))
 
 
 def test_keys_of_a_recipe_change_net_and_every_head_alone(tmp_path):
