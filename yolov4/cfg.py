@@ -2,6 +2,7 @@
 Source: the parse_* functions of Darknet's src/parser.c, and src/option_list.c."""
 
 import difflib
+import os
 import re
 import warnings
 from collections.abc import Mapping
@@ -386,7 +387,7 @@ def read_data(path):
     for key in {"train", "valid", "difficult", "names", "backup"} & options.keys():
         value = options[key].replace("\\", "/")
         beside = Path(path).parent / value
-        options[key] = str(beside) if beside.exists() else value
+        options[key] = str(beside) if os.path.exists(beside) else value
     return options
 
 

@@ -263,7 +263,7 @@ VAL = """
 --iou-thresh FLOAT=0.5  Darknet's
 --points 0|11|101=0  Darknet's recall points; 0: area under the curve
 --protocols darknet|voc|coco+  default: darknet, and voc where there is VOC XML or a list of
-                     difficult objects
+                     difficult objects; coco where one of its files is given
 --coco-json FILE     COCO's ground truth (default: the label files)
 --coco-results FILE  write the detections there, for COCO's server with --coco-json
 --report FOLDER      write tables, curves, the worst images, report.html there
@@ -280,9 +280,6 @@ def val():
     given = parser.parse_args()
     if given.weights and not (given.data or given.images):
         parser.error("--weights without images to evaluate on: give --data or --images")
-    protocols = given.protocols or ()
-    if (given.coco_json or given.coco_results) and "coco" not in protocols:
-        parser.error("--coco-json, --coco-results without coco: give --protocols coco")
 
     from yolov4 import report, runs
     from yolov4.evaluation import collect
@@ -297,12 +294,13 @@ def val():
     if not images:
         images, data = runs.validation_list(files.run), runs.run_settings(files.run)
     print(f"{files}; images {images}", flush=True)
+    coco = {"coco_json": given.coco_json, "coco_results": given.coco_results}
+    protocols = given.protocols or (["coco"] if any(coco.values()) else [])
     check(protocols, given.coco_json)
     detector = make_detector(given, files)
     names, difficult = detector.names, given.difficult or data.get("difficult")
     evaluator = collect(detector, images, difficult=difficult, batch=given.batch, progress=True)
     limits = {"iou_thresh": given.iou_thresh, "points": int(given.points)}
-    coco = {"coco_json": given.coco_json, "coco_results": given.coco_results}
     results = measure(evaluator, names, protocols, **limits, **coco)
     tables = {protocol: result.table(names) for protocol, result in results.items()}
     print("\n\n".join(tables.values()))
@@ -502,8 +500,6 @@ def convert():
         print(f"taking the newest run: {source} -> {target}")
     if target.suffix not in (".weights", ".pt") and given.upto is None:
         raise ValueError(f"{target}: found suffix {target.suffix!r}, expected .weights or .pt")
-    if target.resolve() == source.resolve():
-        raise ValueError(f"{target}: is the source itself, expected another file")
     if given.ema and not weights.load_checkpoint(source)["ema"]:
         raise ValueError(f"{source}: has no running average of the weights, expected one (--ema)")
     files = find_files(given)

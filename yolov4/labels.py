@@ -174,7 +174,7 @@ def _voc_sets(root, wanted):
 def _voc_image(folder, name, problems):
     """The file name of an image, and its objects: class name, difficult, box as in a label file."""
     paths = [folder / "JPEGImages" / (name + suffix) for suffix in SUFFIXES]
-    image, objects = next(filter(_is_file, paths), None), []
+    image, objects = next(filter(os.path.isfile, paths), None), []
     if not image or _below(name) != name:
         raise ValueError(f"{paths[0]}: found no such image")
     path = folder / "Annotations" / f"{name}.xml"
@@ -316,7 +316,7 @@ def _convert_set(result, name, path, root, images, annotations, classes):
     """Writes the labels of one set; returns the images for its list."""
     files = [_below(str(entry.get("file_name"))) for entry in images]
     folders = root / name, root / "images" / name, root / "images", root
-    folder = next((f for f in folders if any(_is_file(f / file) for file in files)), None)
+    folder = next((f for f in folders if any(os.path.isfile(f / file) for file in files)), None)
     if not folder:
         raise ValueError(f"{root}: found none of the {len(files)} images of {name} (--images)")
     result.link(folder, f"{name}/images")
@@ -326,7 +326,7 @@ def _convert_set(result, name, path, root, images, annotations, classes):
         label = PurePosixPath(name, "labels", file).with_suffix(".txt")
         numbers = all(isinstance(side, int | float) and 0 < side < LARGEST for side in sides)
         new = isinstance(key, int) and key not in known and label not in labels
-        if numbers and new and _is_file(folder / file):
+        if numbers and new and os.path.isfile(folder / file):
             known[key], labels[label] = (*sides, label), []
             listed.append(result.out / name / "images" / file)
             continue
@@ -364,7 +364,3 @@ def _below(name):
     below = PureWindowsPath(*parts[max(starts, default=0) :])
     elsewhere = below.anchor or ".." in parts or name.splitlines() != [name.strip()]
     return "" if elsewhere else below.as_posix()
-
-
-def _is_file(path):
-    return os.path.isfile(path)  # noqa: PTH113 - False also for names that no file can have

@@ -400,12 +400,9 @@ class Training:
         if progress.iteration in (1, self.net.max_batches):
             first = f"iteration {progress.iteration}, rate {update.rate:.6g}"
             self.say("\n".join([first, *update.lines()]))
-        heads = update.heads.values()
-        overlap = "/".join(f"{terms.average_iou:.2f}" for terms in heads)
+        overlap = "/".join(f"{terms.average_iou:.2f}" for terms in update.heads.values())
         return (
-            f"loss {loss:.2f} (avg {progress.average_loss:.2f}, "
-            f"class {sum(t.class_loss for t in heads):.2f}, "
-            f"iou {sum(t.iou_loss for t in heads):.2f}), IoU {overlap}, "
+            f"loss {loss:.2f} (avg {progress.average_loss:.2f}), IoU {overlap}, "
             f"rate {update.rate:.3g}, {speed:.1f} img/s, {data_share:.0%} waiting for data"
             + (f", mAP {progress.last_map:.2%}" if progress.last_map >= 0 else "")
         )
