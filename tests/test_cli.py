@@ -65,7 +65,7 @@ def test_scripts_name_themselves(call, script):
 
 @pytest.mark.parametrize("arguments", [
     "detect --weights x.weights", "val --weights x.weights", "detect a.png --every 0", "cfg",
-    "val --coco-results x.json", "train --epochs 3 --max-batches 3", "train --resume --batch 3",
+    "train --epochs 3 --max-batches 3", "train --resume --batch 3",
     "anchors list.txt", "nothing", "cfg shapes --all x", "cfg shapes --classes 2 --names x",
 ])  # fmt: skip
 def test_usage_errors(call, arguments):
