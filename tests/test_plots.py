@@ -73,4 +73,4 @@ def test_mistakes_are_drawn_where_they_are(tmp_path):
 
     right = lines(12, plots.TRUTH), lines(10, plots.FOUND)
     wrong = lines(30, plots.TRUTH), lines(60, plots.FOUND)
-    assert 0 < right[0] == right[1] == wrong[0] == wrong[1]
+    assert 0 < right[0] == right[1] < wrong[0] == wrong[1]

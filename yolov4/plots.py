@@ -52,15 +52,15 @@ def draw_labels(image, labels, names):
 def draw_boxes(image, boxes, colours, texts):
     """A copy of image, uint8 (H, W, 3) BGR, with boxes (n, 4) xyxy in pixels, the first on top.
 
-    colours: BGR 0..255, one per box; texts: "" for none.
+    colours: BGR 0..255, one per box; texts: "" for none, and for thin lines.
     """
     image = np.array(image, order="C")
     height, width = image.shape[:2]
-    thickness = max(1, round(min(height, width) / 300))
+    thickness = max(1, round(min(height, width) / 600))
     boxes = np.nan_to_num(boxes).clip(0, (width - 1, height - 1) * 2).round().astype(int).tolist()
     drawn = list(zip(boxes, colours, texts, strict=True))
-    for box, colour, _ in reversed(drawn):
-        cv2.rectangle(image, box[:2], box[2:], colour, thickness)
+    for box, colour, text in reversed(drawn):
+        cv2.rectangle(image, box[:2], box[2:], colour, thickness * (2 if text else 1))
     taken = np.zeros((height, width), bool)
     for box, colour, text in drawn:
         if text:
@@ -107,7 +107,7 @@ def _fitted(image, side):
 
 def draw_mistakes(record, pairing, names):
     """The record's image, uint8 (H, W, 3) BGR, its longer side SIDE pixels, with ground truth in
-    blue and detections in orange; what is missed or false says so."""
+    blue and detections in orange; what is missed or false has a thick line and says so."""
     image, names = _fitted(load_image(record.path), SIDE), ascii_names(names)
     size, labels = image.shape[1::-1] * 2, record.labels
     boxes = cxcywh_to_xyxy(labels[:, 1:]).numpy() * size
@@ -152,7 +152,7 @@ def training_chart(results, path, name=""):
         places, maps = iterations[measured], columns["map"][measured]
         right = top.twinx()
         right.plot(places, maps, "C3o-", markersize=3, label="mAP")
-        right.set(ylim=(0, 1), ylabel="mAP")
+        right.set(ylim=(0, 1.02), ylabel="mAP")
         best = places[maps == maps.max()][-1]  # the last of equals: its weights are kept
         title += f", mAP {maps[-1]:.1%}, best {maps.max():.1%} at {best:.0f}"
     terms = (key for key in columns if key.startswith(("class_loss", "iou_loss")))
@@ -259,7 +259,9 @@ def data(labels, sizes, anchors, names, title):
     heights = max(4, 0.2 * len(order)), 6, 5.5
     classes, boxes, centres = figure.subplots(3, 1, height_ratios=heights)
     classes.bar_label(classes.barh([names[label] for label in order], counts[order]))
-    classes.set(title=f"Boxes of the {len(order)} most frequent classes", xlabel="boxes")
+    classes.set(
+        title=f"Boxes of the {len(order)} most frequent classes", xlabel="boxes", xmargin=0.1
+    )
     marks = np.concatenate((sizes, *anchors)).clip(1)
     edges = np.geomspace(marks.min() / 1.2, marks.max() * 1.2, 60)
     # from 0.2, so that a single box is grey
