@@ -50,7 +50,7 @@ def test_list_files_paths_detectors_and_several_results_of_one_pass(sure_model, 
     images = listed("0 .5 .5 .5 .5\n", "0 .1 .1 .1 .1\n", "")
     result = evaluate(sure_model, images)
     # of three equal detections the first is right, one of two boxes: the area is a half
-    assert (result.ap[0], result.truths.tolist(), result.tp.tolist()) == (0.5, [2, 0], [1, 0])
+    assert (result.ap[0], result.objects.tolist(), result.tp.tolist()) == (0.5, [2, 0], [1, 0])
     assert (result.detections, result.images) == (3, 3)
     assert result.average_iou == pytest.approx(1 / 3, abs=1e-3)
     paths = [images.parent / line for line in images.read_text().split()]
@@ -125,7 +125,7 @@ def compare(result, wanted: dict, differing: int) -> None:
     """differing: classes whose TP or FP depend on the JPEG decoder; with the pixels of Darknet's
     own, stb_image, every TP and FP is Darknet's."""
     at, counts = wanted["at_conf_thresh"], list(zip(result.tp, result.fp, strict=True))
-    assert result.truths.sum() == wanted["truths"]
+    assert result.objects.sum() == wanted["truths"]
     assert abs(result.map - wanted["map"]) <= 0.002
     assert abs(result.detections / wanted["detections"] - 1) < 0.002
     wrong = [counts[each["id"]] != (each["tp"], each["fp"]) for each in wanted["classes"]]

@@ -86,7 +86,7 @@ def test_voc_equals_the_loops_of_the_devkit(seed, tmp_path):
     assert 0.05 < np.nanmean(ap10) < 0.9 and np.isnan(ap10[3])  # else the case shows nothing
     np.testing.assert_allclose(result["ap07"], ap07, atol=1e-9)
     np.testing.assert_allclose(result["ap10"], ap10, atol=1e-9)
-    assert (result["truths"] + result["difficult"]).sum() == sum(len(rows) for _, rows in images)
+    assert (result["objects"] + result["difficult"]).sum() == sum(len(rows) for _, rows in images)
 
 
 def test_voc_by_hand():
@@ -117,7 +117,7 @@ def test_a_class_without_ground_truth_has_no_voc_ap_and_is_not_in_the_mean():
     result = evaluate_voc(evaluator.records, NAMES, SETTINGS)
     np.testing.assert_equal(result.classes["ap10"], [1, np.nan, 0, np.nan])
     assert result.figures == {"map07": 0.5, "map10": 0.5} and "50.00" in result.table(NAMES)
-    wanted = {"name": "dog", "ap07": None, "ap10": None, "truths": 0, "difficult": 1}
+    wanted = {"name": "dog", "ap07": None, "ap10": None, "objects": 0, "difficult": 1}
     assert result.to_json(NAMES)["classes"][1] == wanted
 
 
@@ -129,7 +129,7 @@ def test_xml_counts_where_every_image_has_one_that_names_a_class(tmp_path):
 
     def counts(names=NAMES):
         classes = evaluate_voc(evaluator.records, names, SETTINGS).classes
-        return classes["truths"].tolist(), classes["difficult"].tolist()
+        return classes["objects"].tolist(), classes["difficult"].tolist()
 
     xml(tmp_path / "Annotations/0.xml", [(0, True, *SQUARE), (1, False, *SQUARE)])
     assert counts() == ([2, 0, 0, 0], [0] * 4)  # the second has none

@@ -30,7 +30,7 @@ class Matches(NamedTuple):
 
     scores: Tensor  # (n,)
     hits: Tensor  # (n,) bool: the first to find its ground-truth box
-    truths: int  # ground-truth boxes
+    objects: int  # ground-truth boxes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class Result:
     """What `Evaluator.result` counted.  Arrays are (C,), one value per class; ratios 0..1."""
 
     ap: np.ndarray  # a class without ground truth has 0 and counts in the mean, as in Darknet
-    truths: np.ndarray  # ground-truth boxes
+    objects: np.ndarray  # ground-truth boxes
     tp: np.ndarray  # at settings.confidence
     fp: np.ndarray
     iou_sum: np.ndarray  # over the true positives
@@ -93,10 +93,10 @@ class Result:
 
     def rows(self, names):
         """The table of the classes as plain values; the last row is that of all classes."""
-        counts = (self.truths, self.tp, self.fp, self.iou_sum)
-        truths, tp, fp, iou_sum = (np.append(each, each.sum()) for each in counts)
-        columns = {"ap": np.append(self.ap, self.map), "truths": truths, "tp": tp, "fp": fp}
-        columns |= _ratios(truths, tp, fp, iou_sum)
+        counts = (self.objects, self.tp, self.fp, self.iou_sum)
+        objects, tp, fp, iou_sum = (np.append(each, each.sum()) for each in counts)
+        columns = {"ap": np.append(self.ap, self.map), "objects": objects, "tp": tp, "fp": fp}
+        columns |= _ratios(objects, tp, fp, iou_sum)
         names = [*names, f"mAP@{self.iou_thresh:.2f}"]
         rows = zip(names, *(each.tolist() for each in columns.values()), strict=True)
         return [dict(zip(("name", *columns), row, strict=True)) for row in rows]
@@ -104,10 +104,10 @@ class Result:
     def table(self, names):
         """One line per class, the totals, and the protocol."""
         width = max(16, *map(len, names))
-        heads = ("truths", "AP %", "TP", "FP", "precision", "recall", "F1", "IoU %")
+        heads = ("objects", "AP %", "TP", "FP", "precision", "recall", "F1", "IoU %")
         lines = [f"{'class':{width}} " + " ".join(f"{head:>9}" for head in heads)]
         lines += [
-            "{name:{0}} {truths:9} {1:9.2f} {tp:9} {fp:9} {precision:9.2f} {recall:9.2f} {f1:9.2f} "
+            "{name:{0}} {objects:9} {1:9.2f} {tp:9} {fp:9} {precision:9.2f} {recall:9.2f} {f1:9.2f} "
             "{2:9.2f}".format(width, row["ap"] * 100, row["average_iou"] * 100, **row)
             for row in self.rows(names)
         ]
@@ -122,13 +122,13 @@ class Result:
         return {**values, "settings": asdict(self.settings), "classes": self.rows(names)[:-1]}
 
 
-def _ratios(truths, tp, fp, iou_sum):
+def _ratios(objects, tp, fp, iou_sum):
     """0 where 0 / 0.  A false positive counts as an IoU of 0, as in Darknet."""
     found = np.maximum(1, tp + fp)
     return {
         "precision": tp / found,
-        "recall": tp / np.maximum(1, truths),
-        "f1": 2 * tp / np.maximum(1, tp + fp + truths),
+        "recall": tp / np.maximum(1, objects),
+        "f1": 2 * tp / np.maximum(1, tp + fp + objects),
         "average_iou": iou_sum / found,
     }
 
@@ -140,7 +140,7 @@ class Evaluator:
         self.classes, self.settings = classes, settings
         self.records: list[Record] = []
         self._matches = []  # tensors of each image, in the order of Darknet's list
-        self._truths = np.zeros(classes, int)
+        self._objects = np.zeros(classes, int)
 
     def add(self, detections, labels, image_size, difficult=None, path=None):
         """One image.
@@ -153,9 +153,9 @@ class Evaluator:
         boxes = relative_boxes(found.boxes, image_size)
         overlap, index = best_overlaps(boxes, found.labels, labels)
         hard, _ = best_overlaps(boxes, found.labels, difficult)
-        index += self._truths.sum()
+        index += self._objects.sum()
         self._matches.append((found.labels, found.scores, overlap, index, hard))
-        self._truths = self._truths + self._count(labels[:, 0].long())
+        self._objects = self._objects + self._count(labels[:, 0].long())
         found = found[found.scores.argsort(descending=True, stable=True)]
         self.records.append(Record(path, image_size, found, labels, difficult))
 
@@ -167,12 +167,12 @@ class Evaluator:
         matched = overlap > iou_thresh
         # Darknet's oddity: on a difficult object it leaves the curve, but still counts as FP
         counted = matched | (hard <= iou_thresh)
-        matches = by_class(counted, scores, labels, index, matched, self._truths)
+        matches = by_class(counted, scores, labels, index, matched, self._objects)
         confident = scores > self.settings.confidence
         # Darknet's oddity: the first in the list finds the object, confident or not
         positive = first_hits(index, matched) & confident
         counts = {
-            "truths": self._truths,
+            "objects": self._objects,
             "tp": self._count(labels[positive]),
             "fp": self._count(labels[confident & ~positive]),
             "iou_sum": self._count(labels[positive], overlap[positive].double()),
@@ -205,55 +205,55 @@ def first_hits(index, matched):
     return hits & matched
 
 
-def by_class(counted, scores, labels, index, matched, truths):
-    """Of detections (n,) those that are counted; truths (C,): ground-truth boxes of each class."""
+def by_class(counted, scores, labels, index, matched, objects):
+    """Of detections (n,) those that are counted; objects (C,): ground-truth boxes of each class."""
     order = scores.argsort(descending=True, stable=True)
     order = order[counted[order]]
     hits, labels = first_hits(index[order], matched[order]), labels[order]
-    classes = ((labels == label, int(count)) for label, count in enumerate(truths))
+    classes = ((labels == label, int(count)) for label, count in enumerate(objects))
     return [Matches(scores[order][own], hits[own], count) for own, count in classes]
 
 
-def precision_recall(hits, truths):
+def precision_recall(hits, objects):
     """Of `Matches`: recall (n,), and the best precision at this recall or beyond (n,)."""
     found = hits.double().cumsum(0)
     precision = found / torch.arange(1, len(hits) + 1)
-    return found / max(1, truths), precision.flip(0).cummax(0).values.flip(0)
+    return found / max(1, objects), precision.flip(0).cummax(0).values.flip(0)
 
 
-def precision_at_recalls(hits, truths, points):
+def precision_at_recalls(hits, objects, points):
     """That precision (points,) at recalls from 0 to 1; 0 beyond the last one reached."""
-    recall, precision = precision_recall(hits, truths)
+    recall, precision = precision_recall(hits, objects)
     # k * 0.1 as the compiled Darknet, which differs from k / 10 in the last bit, as recalls may be
     wanted = torch.from_numpy(np.linspace(0, 1, points))
     return torch.cat((precision, precision.new_zeros(1)))[torch.searchsorted(recall, wanted)]
 
 
-def average_precision(hits, truths, points=0):
+def average_precision(hits, objects, points=0):
     """Area under the curve of `Matches`, or mean at so many recalls; 0 if nothing is to find."""
-    if not truths or not len(hits):
+    if not objects or not len(hits):
         return 0.0
     if points:
-        return float(precision_at_recalls(hits, truths, points).mean())
-    recall, precision = precision_recall(hits, truths)
+        return float(precision_at_recalls(hits, objects, points).mean())
+    recall, precision = precision_recall(hits, objects)
     return float((recall.diff(prepend=recall.new_zeros(1)) * precision).sum())
 
 
 def average_precisions(matches, points=0):
     """(C,)"""
-    return np.array([average_precision(each.hits, each.truths, points) for each in matches])
+    return np.array([average_precision(each.hits, each.objects, points) for each in matches])
 
 
 def f1_scores(matches):
     """F1 above each of THRESHOLDS: (C, T), and the mean (T,) of the classes with ground truth."""
     rows = []
-    for scores, hits, truths in matches:
+    for scores, hits, objects in matches:
         # the place of a threshold among falling scores is the number of those above it
         tp, positives = (
             np.searchsorted(-each.numpy(), -THRESHOLDS) for each in (scores[hits], scores)
         )
-        rows.append(2 * tp / np.maximum(1, positives + truths))
-    return np.array(rows), np.mean(rows, 0, where=[[each.truths > 0] for each in matches])
+        rows.append(2 * tp / np.maximum(1, positives + objects))
+    return np.array(rows), np.mean(rows, 0, where=[[each.objects > 0] for each in matches])
 
 
 class Pairing(NamedTuple):
@@ -270,7 +270,7 @@ def pair(record, confidence=0.25, iou_thresh=0.5):
     falling IoU.  So a second class on an object that is found is a false box, and no confusion."""
     found = record.detections[record.detections.scores > confidence]  # the first of them
     boxes = relative_boxes(found.boxes, record.image_size)
-    labels, truths = found.labels.numpy(), record.labels[:, 0].long().numpy()
+    labels, objects = found.labels.numpy(), record.labels[:, 0].long().numpy()
     overlap = box_iou(boxes[:, None], record.labels[None, :, 1:])  # (k, m)
     rank = overlap + (found.labels[:, None] == record.labels[:, 0])
     rank = rank.where(overlap > iou_thresh, 0).numpy()
@@ -281,8 +281,8 @@ def pair(record, confidence=0.25, iou_thresh=0.5):
     hard, _ = best_overlaps(boxes, found.labels, record.difficult)
     kept = np.flatnonzero((targets >= 0) | (hard <= iou_thresh).numpy())
     targets, labels = targets[kept], labels[kept]
-    classes, unfound = np.append(truths, -1)[targets], np.delete(truths, targets[targets >= 0])
-    missed = np.delete(np.arange(len(truths)), targets[classes == labels])
+    classes, unfound = np.append(objects, -1)[targets], np.delete(objects, targets[targets >= 0])
+    missed = np.delete(np.arange(len(objects)), targets[classes == labels])
     false, nothing = kept[classes != labels], np.full(len(unfound), -1)
     return Pairing(kept, missed, false, (np.append(classes, unfound), np.append(labels, nothing)))
 

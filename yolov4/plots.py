@@ -115,8 +115,8 @@ def draw_mistakes(record, pairing, names):
     found = found * np.divide(size, record.image_size * 2)
     missed = {i: f"missed {names[int(labels[i, 0])]}" for i in pairing.missed}
     false = {i: f"false {names[classes[i]]} {scores[i]:.0%}" for i in pairing.false}
-    chosen, truths = pairing.detections, range(len(boxes))
-    texts = [missed.get(i, "") for i in truths] + [false.get(i, "") for i in chosen]
+    chosen, objects = pairing.detections, range(len(boxes))
+    texts = [missed.get(i, "") for i in objects] + [false.get(i, "") for i in chosen]
     colours = [TRUTH] * len(boxes) + [FOUND] * len(chosen)
     return draw_boxes(image, np.concatenate((boxes, found[chosen])), colours, texts)
 
@@ -202,12 +202,12 @@ def _draw_curves(curves, values, mean, names, x, y):
 def precision_recall(result, names):
     """A figure with a curve per class, with its AP in the legend, and their mean."""
     curves, means = {}, []
-    for label, (_, hits, truths) in enumerate(result.matches):
-        if truths:
-            recall, precision = metrics.precision_recall(hits, truths)
+    for label, (_, hits, objects) in enumerate(result.matches):
+        if objects:
+            recall, precision = metrics.precision_recall(hits, objects)
             # from recall 0, and down to 0 where the detections end
             curves[label] = np.r_[0, recall, recall[-1:]], np.r_[precision[:1], precision, 0]
-            means.append(metrics.precision_at_recalls(hits, truths, 101))
+            means.append(metrics.precision_at_recalls(hits, objects, 101))
     mean = np.linspace(0, 1, 101), torch.stack(means).mean(0)
     return _draw_curves(curves, result.ap, mean, names, "recall", "precision")
 
@@ -218,7 +218,7 @@ def f1(result, names):
     scores, mean = metrics.f1_scores(result.matches)
     best = mean.argmax()
     x = metrics.THRESHOLDS
-    curves = {label: (x, scores[label]) for label in result.truths.nonzero()[0]}
+    curves = {label: (x, scores[label]) for label in result.objects.nonzero()[0]}
     figure = _draw_curves(curves, scores[:, best], (x, mean), names, "confidence", "F1")
     (axes,) = figure.axes
     axes.plot(x[best], mean[best], "C3o")

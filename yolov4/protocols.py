@@ -68,28 +68,31 @@ def evaluate_voc(records, names, settings):
         # counted from 1 and cut to the image, as `darknet detector valid` writes them
         size = torch.tensor(record.image_size * 2, dtype=torch.float64)
         boxes = (record.detections.boxes.double() + 1).clamp(min=1).minimum(size)
-        labels, truth = record.detections.labels, torch.cat((rows[:, :1], _widened(rows[:, 2:])), 1)
-        overlap, index = best_overlaps(_widened(boxes), labels, truth)
+        labels, target = (
+            record.detections.labels,
+            torch.cat((rows[:, :1], _widened(rows[:, 2:])), 1),
+        )
+        overlap, index = best_overlaps(_widened(boxes), labels, target)
         matched = overlap >= VOC_OVERLAP
         # a detection on a difficult object is neither right nor wrong
         ignored = matched & torch.cat((rows[:, 1] > 0, torch.tensor([False])))[index]
         matches.append((~ignored, record.detections.scores, labels, index + start, matched))
         start += len(rows)
     label, hard = torch.cat(targets)[:, :2].long().T
-    truths, difficult = (
+    objects, difficult = (
         torch.bincount(label[hard == kind], minlength=len(names)).numpy() for kind in (0, 1)
     )
-    matches = by_class(*map(torch.cat, zip(*matches, strict=True)), truths)
+    matches = by_class(*map(torch.cat, zip(*matches, strict=True)), objects)
     ap07, ap10 = (
-        np.where(truths > 0, average_precisions(matches, points), np.nan) for points in (11, 0)
+        np.where(objects > 0, average_precisions(matches, points), np.nan) for points in (11, 0)
     )
     return Figures(
         figures={"map07": np.nanmean(ap07), "map10": np.nanmean(ap10)},
-        classes={"ap07": ap07, "ap10": ap10, "truths": truths, "difficult": difficult},
+        classes={"ap07": ap07, "ap10": ap10, "objects": objects, "difficult": difficult},
         images=len(records),
         protocol=f"VOC devkit: IoU >= {VOC_OVERLAP:g} in pixels, first and last both within a box; "
         "AP07 at 11 recalls, AP10 area under the curve, mean over the "
-        f"{(truths > 0).sum()} classes with ground truth; {settings}; ground truth from {source}. "
+        f"{(objects > 0).sum()} classes with ground truth; {settings}; ground truth from {source}. "
         "Darknet's figure differs: IoU > 0.5 without the extra pixel, 0 for a class without ground "
         "truth, and a detection on both an ordinary and a difficult object is matched with the "
         "ordinary one.",

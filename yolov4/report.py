@@ -44,7 +44,7 @@ def write(folder, records, result, names, *, notes=(), run=None):
     rows = (row.values() for row in plain["classes"])
     _save(folder / "ap.csv", _csv([plain["classes"][0], *rows]))
     rows = ([name, *row] for name, row in zip([*names, "no object"], matrix.tolist(), strict=True))
-    _save(folder / "confusion.csv", _csv([["truth", *names, "missed"], *rows]))
+    _save(folder / "confusion.csv", _csv([["ground truth", *names, "missed"], *rows]))
     other = matrix[:-1, :-1] * (1 - np.eye(len(names), dtype=int))
     confused = np.argwhere(other)[np.argsort(-other[other > 0], kind="stable")][:CONFUSED]
     mistakes = [len(pairing.missed) + len(pairing.false) for pairing in pairings]
