@@ -107,8 +107,9 @@ class Result:
         heads = ("objects", "AP %", "TP", "FP", "precision", "recall", "F1", "IoU %")
         lines = [f"{'class':{width}} " + " ".join(f"{head:>9}" for head in heads)]
         lines += [
-            "{name:{0}} {objects:9} {1:9.2f} {tp:9} {fp:9} {precision:9.2f} {recall:9.2f} {f1:9.2f} "
-            "{2:9.2f}".format(width, row["ap"] * 100, row["average_iou"] * 100, **row)
+            f"{row['name']:{width}} {row['objects']:9} {row['ap'] * 100:9.2f} {row['tp']:9} "
+            f"{row['fp']:9} {row['precision']:9.2f} {row['recall']:9.2f} {row['f1']:9.2f} "
+            f"{row['average_iou'] * 100:9.2f}"
             for row in self.rows(names)
         ]
         lines[-1] += f"   {self.images} images, {self.detections} detections"
