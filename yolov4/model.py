@@ -129,19 +129,24 @@ class Darknet(nn.Module):
 
 def summary(model):
     """A table of the layers: window, shapes, floats in .weights, BFLOPs; and the totals."""
-    row = "{:>4} {:15} {:>7} {:>11} {:>17} -> {:17} {:>10} {:>7}".format
-    lines = [row("", "layer", "filters", "size/stride", "input", "output", "floats", "BFLOPs")]
+    lines = [
+        f"{'':4} {'layer':15} {'filters':>7} {'size/stride':>11} {'input':>17} -> {'output':17} "
+        f"{'floats':>10} {'BFLOPs':>7}"
+    ]
     for layer in model.plan:
         section, kind = layer.section, layer.section.kind
         if kind == "route":
             kind += " " + ",".join(map(str, layer.sources))
-        window = (
-            f"{section.size}x{section.size}/{section.stride}" if hasattr(section, "size") else ""
+        sized, filters = hasattr(section, "size"), getattr(section, "filters", "")
+        window = f"{section.size}x{section.size}/{section.stride}" if sized else ""
+        inside, outside = (
+            f"{w} x {h} x {c}" for c, h, w in (layer.input_shape, layer.output_shape)
         )
-        shapes = (f"{w} x {h} x {c}" for c, h, w in (layer.input_shape, layer.output_shape))
         cost = f"{layer.flops / 1e9:.3f}" if layer.flops else ""
-        filters = getattr(section, "filters", "")
-        lines.append(row(layer.index, kind, filters, window, *shapes, layer.parameters or "", cost))
+        lines.append(
+            f"{layer.index:4} {kind:15} {filters:>7} {window:>11} {inside:>17} -> {outside:17} "
+            f"{layer.parameters or '':>10} {cost:>7}"
+        )
     parameters = sum(p.numel() for p in model.parameters())
     floats = sum(layer.parameters for layer in model.plan)
     flops = sum(layer.flops for layer in model.plan)

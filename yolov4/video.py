@@ -144,7 +144,7 @@ class Output:
         self.labels = self.folder / "labels" if save_txt else None
         self.taken = {Path(source).resolve() for source in sources}
         (self.labels or self.folder).mkdir(parents=True, exist_ok=True)
-        self.json = Path(json_path).open("w", encoding="utf-8") if json_path else None  # noqa: SIM115
+        self.json = json_path and Path(json_path).open("w", encoding="utf-8")  # noqa: SIM115
         self.before = "[\n"  # what comes before the next record
 
     def place(self, source, suffix):
