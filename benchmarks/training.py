@@ -80,14 +80,26 @@ def main() -> None:
     found: dict[str, list[tuple[float, float]]] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        drawn = draw_pictures(folder, net.sections[-1].classes)
+        drawn = draw_pictures(folder, 1)
         (folder / "x.names").write_text("".join(f"{n}\n" for n in range(net.sections[-1].classes)))
         (folder / "x.data").write_text(f"train={drawn}\nnames={folder}/x.names\n")
+        # of one size, as the port
+        (folder / "x.cfg").write_text(
+            Path(arguments.cfg).read_text().replace("random=1", "random=0")
+        )
         size, batch, count = (
             str(n) for n in (arguments.size, arguments.batch, arguments.repeats + 1)
         )
         common = ["--width", size, "--height", size, "--workers", "0", "--save-every", "1000000"]
-        step = ["--data", f"{folder}/x.data", "--cfg", arguments.cfg, "--batch", batch, "--clear"]
+        step = [
+            "--data",
+            f"{folder}/x.data",
+            "--cfg",
+            f"{folder}/x.cfg",
+            "--batch",
+            batch,
+            "--clear",
+        ]
         step += ["--subdivisions", "1", "--max-batches", count, "--learning-rate", "1e-9", *common]
         for turn in range(arguments.rounds):
             for label, flags in (("train.py", []), ("train.py --amp bf16", ["--amp", "bf16"])):
@@ -128,10 +140,7 @@ def data_table(folder: Path, arguments: argparse.Namespace, common: list[str]) -
     count = str(max(arguments.samples // 16, 3))
     flags = ["--data", f"{folder}/y.data", "--cfg", f"{folder}/y.cfg", "--max-batches", count]
     rows = []
-    for label, cache in (
-        ("samples with mosaic", []),
-        ("the same with --cache 1", ["--cache", "1"]),
-    ):
+    for label, cache in (("samples with mosaic", []), ("with --cache 1", ["--cache", "1"])):
         results, _ = train(folder / label, *flags, *common, *cache)
         waiting = [
             16 / row["images_per_second"] * row["data_share"]
