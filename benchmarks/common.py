@@ -4,7 +4,6 @@ the machine and the run that printed it, so compare ratios within one run."""
 import csv
 import os
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -64,10 +63,13 @@ def plain_port(model: yolov4.Darknet) -> yolov4.Darknet:
 def train(folder: Path, *flags: str) -> tuple[list[dict[str, float]], float]:
     """Runs train.py -> its results.csv, one row per iteration, and the peak memory in GiB."""
     command = [sys.executable, CHECKOUT / "train.py", "--runs", folder, "--name", "run", *flags]
-    subprocess.run([*map(str, command)], cwd=CHECKOUT, check=True, capture_output=True)
+    process = subprocess.Popen([*map(str, command)], cwd=CHECKOUT, stdout=subprocess.DEVNULL)
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        sys.exit(status)
     with (folder / "run/results.csv").open() as file:
         rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
-    return rows, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    return rows, usage.ru_maxrss / 2**20
 
 
 def machine() -> str:

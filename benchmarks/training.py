@@ -83,27 +83,15 @@ def main() -> None:
         drawn = draw_pictures(folder, 1)
         (folder / "x.names").write_text("".join(f"{n}\n" for n in range(net.sections[-1].classes)))
         (folder / "x.data").write_text(f"train={drawn}\nnames={folder}/x.names\n")
-        # of one size, as the port
-        (folder / "x.cfg").write_text(
-            Path(arguments.cfg).read_text().replace("random=1", "random=0")
-        )
-        size, batch, count = (
-            str(n) for n in (arguments.size, arguments.batch, arguments.repeats + 1)
-        )
-        common = ["--width", size, "--height", size, "--workers", "0", "--save-every", "1000000"]
-        step = [
-            "--data",
-            f"{folder}/x.data",
-            "--cfg",
-            f"{folder}/x.cfg",
-            "--batch",
-            batch,
-            "--clear",
-        ]
-        step += ["--subdivisions", "1", "--max-batches", count, "--learning-rate", "1e-9", *common]
+        text = Path(arguments.cfg).read_text().replace("random=1", "random=0")  # as the port
+        (folder / "x.cfg").write_text(text)
+        size, batch = arguments.size, arguments.batch
+        common = f"--width {size} --height {size} --workers 0 --save-every 1000000".split()
+        step = f"--data {folder}/x.data --cfg {folder}/x.cfg --batch {batch} --subdivisions 1 "
+        step += f"--clear --max-batches {arguments.repeats + 1} --learning-rate 1e-9"
         for turn in range(arguments.rounds):
             for label, flags in (("train.py", []), ("train.py --amp bf16", ["--amp", "bf16"])):
-                rows, peak = train(folder / f"{label}{turn}", *step, *flags)
+                rows, peak = train(folder / f"{label}{turn}", *step.split(), *common, *flags)
                 # without the wait for data, which is the data's own row
                 seconds = [
                     arguments.batch / row["images_per_second"] * (1 - row["data_share"])
