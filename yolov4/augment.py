@@ -1,16 +1,18 @@
 """Augmentation as Darknet draws and applies it: crop with jitter, flip, HSV, mosaic, mixup, blur.
 Source: Darknet's src/data.c (load_data_detection), src/image_opencv.cpp (image_data_augmentation).
 
-Images: uint8 (H, W, 3) BGR.  Labels: float32 (n, 5), class, cx, cy, w, h, relative.  Sizes: (width,
-height).  A part is a source with what will be done to it: (image, labels, params), and optionally
-the amount of blur and the noise."""
+Images: uint8 (H, W, 3) BGR.  Labels: float32 (n, 5), class, cx, cy, w, h, relative.  A part is a
+source with what will be done to it: (image, labels, params), and optionally the amount of blur and
+the noise."""
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import cv2
 import numpy as np
+
+Size = tuple[int, int]  # width, height
+Labelled = tuple[np.ndarray, np.ndarray]  # image, labels
 
 STEP = 64  # OpenCV converts so many pixels of a row from HSV together and rounds the rest otherwise
 
@@ -33,16 +35,13 @@ def draw_crop(rng, net, head, image_size, size):
     draws = rng.random(2, dtype=np.float32)  # `resize` draws for left and top, for right and bottom
     crop = [_draw_offset(rng, side, head, draw) for side in image_size for draw in draws]
     if net.letter_box:
-        ratio = np.float32(size[0]) / np.float32(size[1])
-        wider = max(0, (image_size[1] * ratio - image_size[0]) / 2)
-        higher = max(0, (image_size[0] / ratio - image_size[1]) / 2)
-        borders = wider, wider, higher, higher
-        crop = [int(offset - border) for offset, border in zip(crop, borders, strict=True)]
+        (width, height), ratio = image_size, np.divide(*size, dtype=np.float32)
+        borders = np.repeat((height * ratio - width, width / ratio - height), 2).clip(0) / 2
+        crop = (np.float32(crop) - borders).astype(int).tolist()
     flip = bool(net.flip) and rng.random() < 0.5
     hue = rng.uniform(-net.hue, net.hue)
-    return CropParams(
-        *crop, flip, hue, draw_factor(rng, net.saturation), draw_factor(rng, net.exposure)
-    )
+    factors = [draw_factor(rng, limit) for limit in (net.saturation, net.exposure)]
+    return CropParams(*crop, flip, hue, *factors)
 
 
 def _draw_offset(rng, side, head, resize_draw):
@@ -51,7 +50,7 @@ def _draw_offset(rng, side, head, resize_draw):
     reach = int(side * np.float32(head.jitter))
     offset = int(rng.random(dtype=np.float32) * (2 * reach) - reach)
     lowest = int(side * (1 - 1 / min(resize, 1 / resize)) / 2)
-    highest = int(side * (1 - 1 / resize) / 2) if resize >= 1 else 0
+    highest = max(0, int(side * (1 - 1 / resize) / 2))
     return int(offset + resize_draw * (highest - lowest) + lowest)
 
 
@@ -64,7 +63,7 @@ def draw_factor(rng, limit):
 def draw_cut(rng, size):
     """Where a mosaic is cut: (x, y), uniform in 20..80 % of width and height, whole pixels."""
     low = np.float32(0.2)
-    ends = [(int(side * low), int(side * (1 - low))) for side in size]
+    ends = ((int(side * low), int(side * (1 - low))) for side in size)
     return tuple(int(rng.integers(*each, endpoint=True)) for each in ends)
 
 
@@ -80,7 +79,7 @@ def draw_noise(rng, size, sigma):
     if sigma <= 0:
         return None
     noise = rng.standard_normal((*size[::-1], 3), dtype=np.float32) * np.float32(min(sigma, 127))
-    return np.clip(np.rint(noise), 0, 255).astype(np.uint8)
+    return np.rint(noise).clip(0, 255).astype(np.uint8)
 
 
 def push_to_corner(params, corner):
@@ -97,10 +96,10 @@ def crop_flip_hsv(
     image: np.ndarray,
     labels: np.ndarray,
     params: CropParams,
-    size: tuple[int, int],
+    size: Size,
     amount: int = 0,
     noise: np.ndarray | None = None,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Labelled:
     """Cuts the rectangle of `params` out of the image, resizes it to `size`, flips it, changes its
     colours, blurs it and adds noise.  params: CropParams or its eight values; noise: uint8, of the
     result's shape.  Returns the image, and the labels that are a pixel or more."""
@@ -109,14 +108,12 @@ def crop_flip_hsv(
     return _pixels(image, labels, params, size, (0, 0, *size), amount, noise), labels
 
 
-def mosaic(
-    parts: Sequence[tuple], cut: tuple[int, int], size: tuple[int, int], bound: bool
-) -> tuple[np.ndarray, np.ndarray]:
+def mosaic(parts: Sequence[tuple], cut: Size, size: Size, bound: bool) -> Labelled:
     """Four images in one picture of `size`, cut at `cut` = (x, y).  Returns image and labels.
 
     parts: top left, top right, bottom left, bottom right.  bound: cut boxes to their tile
     (Darknet's `mosaic_bound`), not only to the picture."""
-    picture, moved, spans = np.empty((*size[::-1], 3), np.uint8), [], []
+    picture, moved, tiles = np.empty((*size[::-1], 3), np.uint8), [], []
     for corner, (image, labels, params, *effects) in enumerate(parts):
         params, image_size = CropParams(*params), image.shape[1::-1]
         labels = _move_labels(labels, params, image_size, size)
@@ -124,12 +121,12 @@ def mosaic(
         x0, x1, x = _tile_span(corner % 2, cut[0], size[0], left, right)
         y0, y1, y = _tile_span(corner // 2, cut[1], size[1], top, bottom)
         if x0 < x1 and y0 < y1:
-            window = x, y, x1 - x0, y1 - y0
+            window = x0 - x, y0 - y, x1 - x, y1 - y
             picture[y0:y1, x0:x1] = _pixels(image, labels, params, size, window, *effects)
         moved.append(labels)
-        spans += [((x0, y0), (x1, y1), (x0 - x, y0 - y))] * len(labels)
+        tiles.append(((x0, y0), (x1, y1), (x, y)))
+    start, stop, shift = np.repeat(tiles, list(map(len, moved)), 0).swapaxes(0, 1)  # (n, 2) each
     labels, sides = np.concatenate(moved), np.array(size)
-    start, stop, shift = np.array(spans, np.int32).reshape(-1, 3, 2).swapaxes(0, 1)  # (n, 2) each
     centre, length = labels[:, 1:3] + np.float32(shift / sides), labels[:, 3:]
     edges = ((centre + sign * length / 2) * np.float32(size) for sign in (-1, 1))
     low, high = (edge.astype(np.int32) for edge in edges)  # Darknet truncates
@@ -145,10 +142,11 @@ def mosaic(
 
 
 def _tile_span(second, cut, side, before, after):
-    """One axis of a tile: start and stop in the mosaic, start in its image past the border."""
+    """One axis of a tile: start and stop in the mosaic, and how far its image is moved there: to
+    its own corner, but no further than its border allows."""
     if second:
-        return cut, side, min(cut, before)
-    return 0, cut, side - cut - min(side - cut, after)
+        return cut, side, max(0, cut - before)
+    return 0, cut, min(0, cut + after - side)
 
 
 def mixup(a, b, share=0.5):
@@ -168,8 +166,8 @@ def blur(image, labels, amount):
     blurred = cv2.GaussianBlur(image, (kernel, kernel), 0)
     if amount == 1:
         corners = np.concatenate((labels[:, 1:3] - labels[:, 3:] / 2, labels[:, 3:]), 1)
-        for left, top, w, h in (corners * (size * 2)).astype(int):
-            inside = np.s_[max(top, 0) : max(top, 0) + h, max(left, 0) : max(left, 0) + w]
+        for left, top, w, h in (corners * (size * 2)).astype(int).clip(0):
+            inside = np.s_[top : top + h, left : left + w]
             blurred[inside] = image[inside]
     return blurred
 
@@ -180,9 +178,8 @@ def empty_border(params, image_size, size):
     right, bottom = int(params.pright), int(params.pbot)
     if params.flip:
         left, right = right, left
-    x = [max(0, -offset * size[0] // image_size[0]) for offset in (left, right)]
-    y = [max(0, -offset * size[1] // image_size[1]) for offset in (top, bottom)]
-    return *x, *y
+    offsets = (0, left), (0, right), (1, top), (1, bottom)
+    return tuple(max(0, -offset * size[axis] // image_size[axis]) for axis, offset in offsets)
 
 
 def _rectangle(params, image_size):
@@ -195,28 +192,27 @@ def _rectangle(params, image_size):
 
 
 def _pixels(image, labels, params, size, window, amount=0, noise=None):
-    """The window (left, top, width, height) of the augmented image of `size`.  Computing the window
+    """The window (left, top, right, bottom) of the augmented image of `size`.  Computing the window
     alone makes 22 to 38 % more samples/s.  labels: of the whole image, for the blur."""
-    left, top, width, height = window
-    inside = np.s_[top : top + height, left : left + width]
-    if amount:  # looks beyond the window
-        pixels = blur(_changed(image, params, size, (0, 0, *size)), labels, amount)[inside]
-    else:
-        pixels = _changed(image, params, size, window)
+    left, top, right, bottom = window
+    inside = np.s_[top:bottom, left:right]
+    # the blur looks beyond the window
+    pixels = _changed(image, params, size, (0, 0, *size) if amount else window)
+    if amount:
+        pixels = blur(pixels, labels, amount)[inside]
     return pixels if noise is None else cv2.add(pixels, noise[inside])
 
 
 def _changed(image, params, size, window):
     """Crop, resize, flip and colours of a window, in the columns of whole STEPs around it."""
-    left, top, width, height = window
-    first, last = left // STEP * STEP, min(math.ceil((left + width) / STEP) * STEP, size[0])
+    left, top, right, bottom = window
+    first, last = left // STEP * STEP, min(-(-right // STEP) * STEP, size[0])
     start, stop = (size[0] - last, size[0] - first) if params.flip else (first, last)
     x, y, *sides = _rectangle(params, image.shape[1::-1])
-    scales, end = [new / old for new, old in zip(size, sides, strict=True)], (stop, top + height)
-    needed = (int((e - 0.5) / scale + 0.5) + 1 for e, scale in zip(end, scales, strict=True))
-    cut = _cut_out(image, x, y, *map(min, needed, sides))
-    pixels = cv2.resize(cut, None, fx=scales[0], fy=scales[1], interpolation=cv2.INTER_LINEAR)
-    pixels = pixels[top : top + height, start:stop]
+    scales = np.divide(size, sides)
+    needed = ((np.array((stop, bottom)) - 0.5) / scales + 0.5).astype(int) + 1
+    cut = _cut_out(image, x, y, *np.minimum(needed, sides))
+    pixels = cv2.resize(cut, None, fx=scales[0], fy=scales[1])[top:bottom, start:stop]
     if params.flip:
         pixels = cv2.flip(pixels, 1)
     if params[5:] != (0, 1, 1):
@@ -225,7 +221,7 @@ def _changed(image, params, size, window):
         saturation = cv2.convertScaleAbs(saturation, alpha=params.saturation)
         value = cv2.convertScaleAbs(value, alpha=params.exposure)
         pixels = cv2.cvtColor(cv2.merge((hue, saturation, value)), cv2.COLOR_HSV2BGR)
-    return pixels[:, left - first : left - first + width]
+    return pixels[:, left - first : right - first]
 
 
 def _cut_out(image, left, top, width, height):
@@ -245,7 +241,6 @@ def _cut_out(image, left, top, width, height):
 
 def _move_labels(labels, params, image_size, size):
     """Labels after crop and flip, as correct_boxes and fill_truth_detection do, in float32."""
-    labels = np.asarray(labels, np.float32).reshape(-1, 5)
     corner, sides = np.float32(_rectangle(params, image_size)).reshape(2, 2) / np.float32(
         image_size
     )

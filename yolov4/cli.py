@@ -197,7 +197,7 @@ def train():
         flag = min(wrong).replace("_", "-")
         parser.error(f"--resume keeps the settings of the run, expected no --{flag} with it")
 
-    from yolov4 import data, runs, training
+    from yolov4 import runs, training
 
     if resume:
         folder = runs.run_folder(given.runs, given.resume or given.name)
@@ -207,7 +207,6 @@ def train():
         settings = new_settings(flags)
         stem = Path(settings.recipe or settings.cfg).stem
         folder = runs.new_run_folder(given.runs, given.name or stem)
-    data.keep_freed_memory()
     run = training.Training(settings, folder, resume, say)
     run.run()
     weights = f"{folder.name}_last.weights, {folder.name}_best.weights"
@@ -247,10 +246,8 @@ def find_files(given, **options):
 
 def make_detector(given, files):
     """The Detector that the options of INFERENCE ask for."""
-    from yolov4.data import keep_freed_memory
     from yolov4.detector import Detector
 
-    keep_freed_memory()
     options = given.device, given.letter_box, given.compile, given.half
     return Detector(files.cfg, files.weights, files.names, *options)
 
@@ -500,6 +497,8 @@ def convert():
         print(f"taking the newest run: {source} -> {target}")
     if target.suffix not in (".weights", ".pt") and given.upto is None:
         raise ValueError(f"{target}: found suffix {target.suffix!r}, expected .weights or .pt")
+    if target.resolve() == source.resolve():
+        raise ValueError(f"{target}: is the source itself, expected another file")
     if given.ema and not weights.load_checkpoint(source)["ema"]:
         raise ValueError(f"{source}: has no running average of the weights, expected one (--ema)")
     files = find_files(given)

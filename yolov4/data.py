@@ -11,7 +11,6 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +18,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset
 
 from yolov4 import augment
@@ -42,11 +42,10 @@ def keep_freed_memory():
 def label_path(image_path):
     """An image's label file: the last folder `JPEGImages` or `images` becomes `labels`, or beside
     the image.  The first of the two that exists, else the first."""
-    path = Path(image_path)
-    beside, folders = path.with_suffix(".txt"), path.parts[:-1]
-    for index in reversed(range(len(folders))):
-        if folders[index] in ("JPEGImages", "images"):
-            apart = Path(*folders[:index], "labels", *folders[index + 1 :], beside.name)
+    beside = Path(image_path).with_suffix(".txt")
+    for folder in beside.parents:
+        if folder.name in ("JPEGImages", "images"):
+            apart = folder.with_name("labels") / beside.relative_to(folder)
             return beside if beside.exists() and not apart.exists() else apart
     return beside
 
@@ -57,14 +56,14 @@ def read_image_list(path):
     images = [Path(line.strip()) for line in lines if line.strip()]
     if not images or not all(0 < len(image.name.encode()) < 256 for image in images):
         raise ValueError(f"{path}: found no image path or one without a usable name")
-    beside = [folder / image for image in images]  # an absolute path stays as it is
-    return [b if b.exists() or not i.exists() else i for i, b in zip(images, beside, strict=True)]
+    beside = ((image, folder / image) for image in images)  # an absolute path stays as it is
+    return [here if here.exists() or not image.exists() else image for image, here in beside]
 
 
 def read_labels(path):
     """Labels, float32 (n, 5): class, cx, cy, w, h, relative; none where there is no file, as in
     Darknet.  Raises ValueError with file and line for anything else."""
-    rows = [row for _, row in _label_rows(Path(path))] if Path(path).exists() else []
+    rows = [row for _, row in _label_rows(path)] if Path(path).exists() else []
     return np.array(rows, np.float32).reshape(-1, 5)
 
 
@@ -132,7 +131,6 @@ def inspect(paths, names, size, source="images"):
     report = DatasetReport(str(source), names)
     findings = report.findings
     for path in map(Path, paths):
-        labels = label_path(path)
         if not path.is_file():
             findings[NO_IMAGE].append(path)
             continue
@@ -140,6 +138,7 @@ def inspect(paths, names, size, source="images"):
             findings["files that are no image"].append(path)
             continue
         report.usable.append(path)
+        labels = label_path(path)
         if not labels.exists():
             findings[NO_LABELS].append(labels)
             continue
@@ -207,12 +206,11 @@ class TrainingSet(Dataset):
         count = 1 if rng.random() < 0.5 else 4 if net.mosaic else 2 if net.mixup else 1
         parts, files = [], []
         for corner in range(count):
-            path, (image, labels), params = self._draw(rng, size, faults)
+            path, image, labels, params = self._draw(rng, size, faults)
             amount, sigma = augment.draw_effects(rng, net)
             if count == 4 and rng.random() < 0.5:
                 params = augment.push_to_corner(params, corner)
-            noise = augment.draw_noise(rng, size, sigma)
-            parts.append((image, labels, params, amount, noise))
+            parts.append((image, labels, params, amount, augment.draw_noise(rng, size, sigma)))
             files.append(path)
         if count == 4:
             cut = augment.draw_cut(rng, size)
@@ -232,35 +230,33 @@ class TrainingSet(Dataset):
                 width, height = width - sum(params[:2]), height - sum(params[2:4])
                 if width * height > MAX_PIXELS:  # letter_box makes a square of the longer side
                     raise ValueError(f"{path}: a crop of {width}x{height} pixels is too large")
-                return path, (image, labels), params
+                return path, image, labels, params
             except (ValueError, OSError) as error:
                 faults.append((path, str(error)))
-        empty = np.zeros((*size[::-1], 3), np.uint8), np.zeros((0, 5), np.float32)
-        return path, empty, augment.CropParams()
+        empty = np.zeros((*size[::-1], 3), np.uint8)
+        return path, empty, np.zeros((0, 5), np.float32), augment.CropParams()
 
 
 def collate(samples):
     """Samples of one size -> a mini-batch."""
     images, labels, files, faults = zip(*samples, strict=True)
-    counts = torch.tensor([len(rows) for rows in labels])
-    owners = torch.arange(len(labels)).repeat_interleave(counts)
-    targets = torch.cat((owners[:, None].float(), torch.cat(labels)), 1)
-    return Sample(torch.stack(images), targets, list(files), list(chain.from_iterable(faults)))
+    targets = torch.cat([pad(rows, (1, 0), value=index) for index, rows in enumerate(labels)])
+    return Sample(
+        torch.stack(images), targets, list(files), [fault for each in faults for fault in each]
+    )
 
 
 def training_size(net, head, iteration, seed):
     """Input size of an iteration: the network's, or with `random` another every ten iterations."""
+    size, step = (net.width, net.height), net.resize_step
     if not head.random:
-        return net.width, net.height
+        return size
     limit, block = 1.4 if head.random == 1 else head.random, iteration // 10
     factor = augment.draw_factor(np.random.default_rng((seed, block)), limit)
     if block == 0 or block * 10 > net.max_batches - 100:
         factor = limit  # the largest first (does it fit?) and last (for the running statistics)
-    step = net.resize_step
-    width, height = (math.floor(factor * s / step + 1.5) * step for s in (net.width, net.height))
-    if factor < 1 and (width > net.width or height > net.height):
-        return net.width, net.height
-    return width, height
+    drawn = tuple(math.floor(factor * side / step + 1.5) * step for side in size)
+    return size if factor < 1 and np.greater(drawn, size).any() else drawn
 
 
 def mini_batches(net, head, seed, start, end, rank=0, world=1):

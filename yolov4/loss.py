@@ -1,14 +1,13 @@
 """Darknet's loss: its hand-written deltas, given to autograd as the gradient, and SAT's attack.
 Source: Darknet's src/yolo_layer.c, process_batch, delta_yolo_box; YOLOv4 (arXiv:2004.10934) 3.3."""
 
-import math
 import warnings
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import pad
 
 from yolov4.boxes import box_iou, iou_gradient, to_device
 from yolov4.cfg import Head, Net
@@ -56,15 +55,20 @@ class DarknetLoss:
         self.heads = heads
 
     def __call__(self, logits: Sequence[Tensor], targets: Tensor) -> LossTerms:
-        targets = targets.to("cpu", torch.float32)
-        with torch.autocast(logits[0].device.type, enabled=False):
-            pairs = zip(logits, self.heads, strict=True)
-            deltas, terms = zip(*(head_deltas(*each, targets) for each in pairs), strict=True)
-            cost = torch.stack([each.cost for each in terms]).mean() / len(logits[0])
-            return LossTerms(AttachGradient.apply(cost, deltas, *logits), list(terms))
+        deltas, terms = zip(*per_head(_head_deltas, logits, self.heads, targets), strict=True)
+        cost = torch.stack([each.cost for each in terms]).mean() / len(logits[0])
+        return LossTerms(_AttachGradient.apply(cost, deltas, *logits), list(terms))
 
 
-class AttachGradient(torch.autograd.Function):
+def per_head(compute, logits, heads, targets):
+    """[compute(logits, head, targets)] of every head, with the targets on the host, in float32,
+    and only those whose class the head has."""
+    targets = targets.to("cpu", torch.float32)
+    known = [targets[(targets[:, 1] >= 0) & (targets[:, 1] < head.classes)] for head in heads]
+    return [compute(*each) for each in zip(logits, heads, known, strict=True)]
+
+
+class _AttachGradient(torch.autograd.Function):
     """apply(value, deltas, *logits) -> value, with -delta / images as its gradient with respect to
     the logits; NaN where any logit is non-finite, even one that the loss does not look at."""
 
@@ -79,42 +83,44 @@ class AttachGradient(torch.autograd.Function):
 
 
 @torch.no_grad()
-def head_deltas(logits, head, targets):
+def _head_deltas(logits, head, targets):
     """Darknet's delta of one head with respect to its logits, (B, A * (5 + C), h, w), summed over
-    images: minus the gradient.  What depends on targets (T, 6) alone is computed on the host."""
-    grid = logits.shape[2:]
-    targets = targets[(targets[:, 1] >= 0) & (targets[:, 1] < head.classes)]
-    positives, groups = without_collisions(assign_targets(head, targets, grid), head, grid)
+    images: minus the gradient; and HeadTerms.  What depends on targets (T, 6) alone is computed on
+    the host."""
+    values, grid = by_anchor(logits, head), logits.shape[2:]  # (B, A, h, w, 5 + C)
+    positives, groups = _without_collisions(assign_targets(head, targets, grid), values.shape)
     positives = to_device(positives, logits.device)
-    weights = class_multipliers(head)[targets[:, 1].long(), None]
-    ground_truth = to_device(torch.cat((targets, weights), 1), logits.device)  # (T, 7)
-    values = by_anchor(logits, head)  # (B, A, h, w, 5 + C)
+    weights = torch.ones(head.classes)
+    if head.counters_per_class:  # rare classes count more
+        counters = torch.tensor(head.counters_per_class, dtype=torch.float32).clamp(min=1)
+        weights = (counters.max() / counters).clamp(max=head.max_delta)
+    ground_truth = torch.cat((targets, weights[targets[:, 1].long(), None]), 1)
+    ground_truth = to_device(ground_truth, logits.device)  # (T, 7)
     boxes, objectness = decode_boxes(values, head, grid), values[..., 4].float().sigmoid()
     whole = torch.zeros_like(logits, dtype=torch.float32)
     delta = by_anchor(whole, head)  # views, filled in place
     delta_boxes, delta_objectness, delta_classes = delta[..., :4], delta[..., 4], delta[..., 5:]
 
     def add_boxes(cells, matched):
-        found = box_deltas(boxes[cells], matched[:, 2:6], cells[1], head, grid)
-        limit = math.inf if head.iou_loss == "mse" else head.max_delta
+        found = _box_deltas(boxes[cells], matched[:, 2:6], cells[1], head, grid)
         # NaN and inf (the logarithm of a zero width) give no gradient
         found = (found * (head.iou_normalizer * matched[:, 6:])).nan_to_num(0, 0, 0)
-        delta_boxes.index_put_(cells, found.clamp(-limit, limit), accumulate=True)
+        if head.iou_loss != "mse":
+            found = found.clamp(-head.max_delta, head.max_delta)
+        delta_boxes.index_put_(cells, found, accumulate=True)
 
     def set_classes(cells, matched):
         probabilities = values[..., 5:][cells].float().sigmoid()  # few: most are never needed
-        delta_classes[cells] = class_deltas(probabilities, delta_classes[cells], matched, head)
-        return probabilities
+        delta_classes[cells] = _class_deltas(probabilities, delta_classes[cells], matched, head)
 
     # negatives: all but those that overlap a target well and are sure of any class
-    delta_objectness.copy_(-head.obj_normalizer * objectness)
     iou = best_iou(boxes, head, targets, ground_truth)
     ignored = values[..., 5:].amax(-1).float().sigmoid() > CLASS_MATCH
     ignored &= iou > head.ignore_thresh
-    kept = torch.zeros_like(objectness)
+    negative, kept = -head.obj_normalizer * objectness, 0.0
     if head.objectness_smooth:
-        kept = torch.maximum(delta_objectness, head.obj_normalizer * (iou - objectness))
-    delta_objectness.copy_(torch.where(ignored, kept, delta_objectness))
+        kept = torch.maximum(negative, head.obj_normalizer * (iou - objectness))
+    delta_objectness.copy_(torch.where(ignored, kept, negative))
 
     # positives by overlap
     if head.truth_thresh < 1 and len(targets):  # here the host waits for the device
@@ -122,10 +128,10 @@ def head_deltas(logits, head, targets):
         pairs = box_iou(boxes[cells][:, None], ground_truth[:, 2:6])
         pairs[cells[0][:, None] != ground_truth[:, 0]] = -1
         matched, wanted = ground_truth[pairs.argmax(1)], torch.ones_like(iou[cells])
-        probabilities = set_classes(cells, matched)
+        set_classes(cells, matched)
         if head.objectness_smooth:
             own, wanted = matched[:, 1].long(), iou[cells].square()
-            probability = probabilities.gather(1, own[:, None])[:, 0]
+            probability = values[(*cells, 5 + own)].float().sigmoid()
             delta_classes[(*cells, own)] = matched[:, 6] * (wanted - probability)
         delta_objectness[cells] = head.obj_normalizer * (wanted - objectness[cells])
         add_boxes(cells, matched)
@@ -144,9 +150,9 @@ def head_deltas(logits, head, targets):
 
     changed = ... if head.truth_thresh < 1 else tuple(positives[1:, : groups[0]])
     if head.iou_thresh < 1:
-        average_boxes(delta, changed)
+        _average_boxes(delta, changed)
     terms = _terms(delta, changed, boxes[cells], matched[:, 2:6], head)
-    return delta_wrt_logits(whole, logits, head), terms
+    return _delta_wrt_logits(whole, logits, head), terms
 
 
 def assign_targets(head, targets, grid):
@@ -156,25 +162,30 @@ def assign_targets(head, targets, grid):
     and to every other one of this head whose IoU (iou_thresh_kind) is above iou_thresh.
     targets (T, 6); grid (rows, columns).  Returns (5, n): target, image, anchor, row, column.
     """
-    anchors = relative_anchors(head.all_anchors, head, grid)  # (N, 2)
-    anchors, shapes = (F.pad(sides, (2, 0)) for sides in (anchors, targets[:, 4:]))  # centred at 0
-    best, mask = box_iou(anchors, shapes[:, None]).argmax(1), torch.tensor(head.mask)
+    anchors = pad(relative_anchors(head.all_anchors, head, grid), (2, 0))  # (N, 4), centred at 0
+    shapes = pad(targets[:, None, 4:], (2, 0))  # (T, 1, 4)
+    best, mask = box_iou(anchors, shapes).argmax(1), torch.tensor(head.mask)
     chosen = best[:, None] == mask  # (T, A)
     if head.iou_thresh < 1:
-        iou = box_iou(anchors[mask], shapes[:, None], head.iou_thresh_kind)
+        iou = box_iou(anchors[mask], shapes, head.iou_thresh_kind)
         chosen |= iou > head.iou_thresh
+    return centre_cells(chosen, targets, grid)
+
+
+def centre_cells(chosen, targets, grid):
+    """Chosen pairs (T, A) of a target and an anchor -> (5, n) as `assign_targets` gives them."""
     target, anchor = chosen.nonzero(as_tuple=True)
-    size = torch.tensor(grid[::-1])
+    size = torch.tensor(grid)
     # a centre on the right or lower border is in the last cell
-    cells = (targets[target, 2:4] * size).long().clamp(min=0).minimum(size - 1)
-    return torch.stack((target, targets[target, 0].long(), anchor, cells[:, 1], cells[:, 0]))
+    cells = (targets[target][:, [3, 2]] * size).long().clamp(min=0).minimum(size - 1)
+    return torch.stack((target, targets[target, 0].long(), anchor, *cells.T))
 
 
-def without_collisions(positives, head, grid):
+def _without_collisions(positives, shape):
     """The positives (5, n) in groups in which no prediction is written twice: those of the first
-    target of every prediction, then of the second, and so on.  Returns the positives in that order
-    and the groups' sizes, at least one."""
-    flat = flat_indices(positives[1:], head, grid)
+    target of every prediction, then of the second, and so on.  shape: (B, A, h, w, ...).  Returns
+    the positives in that order and the groups' sizes, at least one."""
+    flat = flat_indices(positives[1:], shape)
     order = flat.argsort(stable=True)
     _, counts = flat[order].unique_consecutive(return_counts=True)
     rank = torch.arange(len(flat)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
@@ -182,10 +193,12 @@ def without_collisions(positives, head, grid):
     return positives[:, order], rank.bincount().tolist() or [0]
 
 
-def flat_indices(cells, head, grid):
-    """image, anchor, row, column, (n,) each -> indices (n,) into the flattened (B, A, h, w)"""
-    image, anchor, row, column = cells
-    return ((image * len(head.anchors) + anchor) * grid[0] + row) * grid[1] + column
+def flat_indices(cells, shape):
+    """Indices (n,) along each of the first dimensions of `shape` -> (n,) into them, flattened."""
+    flat = 0
+    for indices, length in zip(cells, shape, strict=False):
+        flat = flat * length + indices
+    return flat
 
 
 def best_iou(boxes, head, targets, ground_truth):
@@ -195,7 +208,7 @@ def best_iou(boxes, head, targets, ground_truth):
     boxes (B, A, h, w, 4); targets (T, 6), on the host and (ground_truth) on the boxes' device.
     """
     images, anchors, *grid, _ = boxes.shape
-    pairs = to_device(near_cells(head, targets, grid), boxes.device)
+    pairs = to_device(_near_cells(head, targets, grid), boxes.device)
     boxes = boxes.permute(0, 2, 3, 1, 4).flatten(0, 2)  # (B * h * w, A, 4)
     best = boxes.new_zeros(boxes.shape[:2])
     for cell, number in pairs.split(BLOCK, 1):
@@ -203,7 +216,7 @@ def best_iou(boxes, head, targets, ground_truth):
     return best.view(images, *grid, anchors).permute(0, 3, 1, 2)
 
 
-def near_cells(head, targets, grid):
+def _near_cells(head, targets, grid):
     """Cells in which a prediction can reach an IoU with a target that counts, and some more.
 
     An IoU is above t only if in each direction the centres are less than (1 - t) * max(1, 1 / 2t)
@@ -212,12 +225,11 @@ def near_cells(head, targets, grid):
     """
     iou = max(min(head.ignore_thresh, head.truth_thresh), 1e-9)
     reach = targets[:, 4:] * (1 - iou) * max(1, 0.5 / iou)
-    # half a cell, as far as a centre can lie outside of its cell, and rounding
-    margin = 0.51 + max(head.scale_x_y - 1, 0) / 2
+    margin = head.scale_x_y / 2 + 0.01  # of a box's centre to its cell's, in cells, and rounding
     columns, rows = (
-        (torch.arange(n) + 0.5 - targets[:, i, None] * n).abs()
-        <= reach[:, i - 2, None] * n + margin
-        for i, n in ((2, grid[1]), (3, grid[0]))
+        (torch.arange(n) + 0.5 - targets[:, axis + 2, None] * n).abs()
+        <= reach[:, axis, None] * n + margin
+        for axis, n in enumerate(grid[::-1])
     )  # (T, w), (T, h)
     number, row = rows.nonzero(as_tuple=True)
     pair, column = columns[number].nonzero(as_tuple=True)
@@ -235,58 +247,53 @@ def reduce_max(into, rows, values):
         into.index_reduce_(0, rows, values, "amax")
 
 
-def box_deltas(boxes, targets, anchor, head, grid):
+def _box_deltas(boxes, targets, anchor, head, grid):
     """Minus the gradient with respect to the box outputs, (n, 4), not yet weighted.
 
     boxes, targets (n, 4) cxcywh relative; anchor (n,) of the head; grid (rows, columns).
     """
-    device, sizes, target_sizes = boxes.device, boxes[:, 2:], targets[:, 2:]
-    anchors = to_device(relative_anchors(head.anchors, head, grid), device)[anchor]
+    (centres, sizes), (target_centres, target_sizes) = boxes.split(2, 1), targets.split(2, 1)
+    anchors = to_device(relative_anchors(head.anchors, head, grid), boxes.device)[anchor]
     if head.iou_loss == "mse":  # small targets count more
         ratios = sizes / anchors, target_sizes / anchors
         now, wanted = (r.sqrt() / 2 if head.new_coords else r.log() for r in ratios)
-        offset = (targets[:, :2] - boxes[:, :2]) * to_device(torch.tensor(grid[::-1]), device)
+        offset = (target_centres - centres) * to_device(torch.tensor(grid[::-1]), boxes.device)
         weight = 2 - target_sizes.prod(1, keepdim=True)
         return torch.cat((offset, wanted - now), 1) * weight
     # a zero side counts as 1: Darknet's way around a division by 0
     nonzero = torch.where(sizes == 0, 1.0, sizes)
-    delta = iou_gradient(torch.cat((boxes[:, :2], nonzero), 1), targets, head.iou_loss)
+    delta = iou_gradient(torch.cat((centres, nonzero), 1), targets, head.iou_loss)
     if not head.new_coords:
         delta[:, 2:] = delta[:, 2:] * sizes / anchors  # the derivative of exp; x, y have none
     return delta
 
 
-def class_deltas(probabilities, current, matched, head):
+def _class_deltas(probabilities, current, matched, head):
     """Deltas of the classes (n, C) of n different predictions.
 
     probabilities, current: (n, C), current deltas; matched: (n, 7), targets and their weights.
     """
     classes, weight = matched[:, 1:2].long(), matched[:, 6:]  # (n, 1)
-    own = classes == torch.arange(head.classes, device=classes.device)
-    smooth = own * (1 - head.label_smooth_eps) + head.label_smooth_eps / 2
+    own, smooth = wanted_classes(classes, head)
+    delta = towards = smooth - probabilities
     if head.focal_loss:
         true = probabilities.gather(1, classes) + 1e-15
         factor = -(1 - true) * (2 * true * true.log() + true - 1) * 0.5
         delta = (own.float() - probabilities) * factor
-    else:
-        delta = smooth - probabilities
-        if head.counters_per_class:
-            delta = torch.where(own, delta * weight * head.cls_normalizer, delta)
+    elif head.counters_per_class:
+        delta = torch.where(own, towards * weight * head.cls_normalizer, towards)
     # of a second target of a prediction only its own class is set, the others stay
     second = current.gather(1, classes) != 0
-    only_own = torch.where(own, (smooth - probabilities) * weight, current)
-    return torch.where(second, only_own, delta)
+    return torch.where(second, torch.where(own, towards * weight, current), delta)
 
 
-def class_multipliers(head):
-    """(C,) weights: the largest counter / the class' own, at most max_delta; 1 without counters"""
-    if not head.counters_per_class:
-        return torch.ones(head.classes)
-    counters = torch.tensor(head.counters_per_class, dtype=torch.float32).clamp(min=1)
-    return (counters.max() / counters).clamp(max=head.max_delta)
+def wanted_classes(classes, head):
+    """classes (n, 1) -> which of all is the own one, and the smoothed probabilities, (n, C) each"""
+    own = classes == torch.arange(head.classes, device=classes.device)
+    return own, own * (1 - head.label_smooth_eps) + head.label_smooth_eps / 2
 
 
-def average_boxes(delta, cells):
+def _average_boxes(delta, cells):
     """Divides box deltas in delta (B, A, h, w, 5 + C) by the number of classes with positive delta,
     for different predictions."""
     classes = (delta[..., 5:][cells] > 0).sum(-1)
@@ -294,7 +301,7 @@ def average_boxes(delta, cells):
     delta[..., :4][cells] /= divisor[..., None]
 
 
-def delta_wrt_logits(delta, logits, head):
+def _delta_wrt_logits(delta, logits, head):
     """(B, A * (5 + C), h, w).  With new_coords Darknet's delta is that of the logistic layer before
     the head, which is part of the decoding here."""
     if not head.new_coords:
@@ -319,9 +326,8 @@ def _terms(delta, changed, boxes, targets, head):
 
 def attack_loss(logits, heads):
     """A scalar of which only the gradient counts: minus the deltas of the attack / images."""
-    with torch.autocast(logits[0].device.type, enabled=False):
-        deltas = [attack_deltas(*each) for each in zip(logits, heads, strict=True)]
-        return AttachGradient.apply(deltas[0].new_zeros(()), deltas, *logits)
+    deltas = [attack_deltas(*each) for each in zip(logits, heads, strict=True)]
+    return _AttachGradient.apply(deltas[0].new_zeros(()), deltas, *logits)
 
 
 @torch.no_grad()
@@ -341,8 +347,8 @@ def attack_deltas(logits, head):
     delta[..., 4] = -scale[..., 0] * head.obj_normalizer * decoded.objectness
     delta[..., 5:] = scale * (wanted - decoded.classes)
     if head.iou_thresh < 1:
-        average_boxes(delta, ...)
-    return delta_wrt_logits(whole, logits, head).nan_to_num(0, 0, 0)  # of sides that overflow
+        _average_boxes(delta, ...)
+    return _delta_wrt_logits(whole, logits, head).nan_to_num(0, 0, 0)  # of sides that overflow
 
 
 def attack_rate(iteration, net):

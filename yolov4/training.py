@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from yolov4 import distributed, report
 from yolov4.cfg import names_of_classes, parse_cfg, read_cfg
-from yolov4.data import inspect, read_image_list, training_batches
+from yolov4.data import inspect, keep_freed_memory, read_image_list, training_batches
 from yolov4.detector import choose_device
 from yolov4.evaluation import collect
 from yolov4.layers import CrossBatchNorm, growth, set_stage
@@ -220,6 +220,7 @@ class Training:
         if settings.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts
             torch.use_deterministic_algorithms(True)
+        keep_freed_memory()
         device, rank, world = distributed.join(choose_device(settings.device))
         self.settings, self.folder = settings, folder
         self.say = (lambda _: None) if rank else say

@@ -8,7 +8,15 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from yolov4.boxes import box_iou, to_device
 from yolov4.decoding import by_anchor, decode_boxes
-from yolov4.loss import HeadTerms, LossTerms, flat_indices, reduce_max
+from yolov4.loss import (
+    HeadTerms,
+    LossTerms,
+    centre_cells,
+    flat_indices,
+    per_head,
+    reduce_max,
+    wanted_classes,
+)
 
 MAX_RATIO = 4  # of a target's side to an anchor's, or inverse: (2 sigmoid)^2 reaches no further
 NOMINAL_BATCH = 64  # these recipes' rates are for the summed gradient of 64 images, always
@@ -27,10 +35,7 @@ class Yolov5Loss:
         self.heads = heads
 
     def __call__(self, logits, targets):
-        targets = targets.to("cpu", torch.float32)
-        with torch.autocast(logits[0].device.type, enabled=False):
-            pairs = zip(logits, self.heads, strict=True)
-            terms = [_head_terms(*each, targets) for each in pairs]
+        terms = per_head(_head_terms, logits, self.heads, targets)
         loss = sum(each.cost for each in terms)
         total = NOMINAL_BATCH * (loss - loss.detach()) + loss.detach()
         return LossTerms(total, [HeadTerms(*(term.detach() for term in each)) for each in terms])
@@ -43,18 +48,19 @@ def match(head, targets, grid):
 
     targets (T, 6); grid (rows, columns).  Returns (5, n): target, image, anchor, row, column.
     """
-    size = torch.tensor(grid[::-1])
-    ratio = targets[:, None, 4:] * size * head.stride / torch.tensor(head.anchors)  # (T, A, 2)
-    matching = torch.maximum(ratio, 1 / ratio).amax(2) < MAX_RATIO
-    target, anchor = matching.nonzero(as_tuple=True)
-    centres = targets[target, 2:4] * size
-    cells = centres.long().clamp(min=0).minimum(size - 1)  # (n, 2) column, row
+    size = torch.tensor(grid)[:, None]  # (2, 1)
+    ratio = targets[:, None, 4:] * size[[1, 0], 0] * head.stride / torch.tensor(head.anchors)
+    matching = torch.maximum(ratio, 1 / ratio).amax(2) < MAX_RATIO  # (T, A)
+    found = centre_cells(matching, targets, grid)
     if head.scale_x_y >= 2:
-        step = torch.where(centres - cells < 0.5, -1, 1)
-        cells = torch.cat([cells + step * torch.tensor(way) for way in ((0, 0), (1, 0), (0, 1))])
-        inside = ((cells >= 0) & (cells < size)).all(1)
-        cells, anchor, target = cells[inside], anchor.repeat(3)[inside], target.repeat(3)[inside]
-    return torch.stack((target, targets[target, 0].long(), anchor, cells[:, 1], cells[:, 0]))
+        centres = targets[found[0]][:, [3, 2]].T * size  # (2, n) row, column
+        steps = torch.where(centres - found[3:] < 0.5, -1, 1)
+        beside, above = found.clone(), found.clone()
+        beside[4] += steps[1]
+        above[3] += steps[0]
+        found = torch.cat((found, beside, above), 1)
+        found = found[:, ((found[3:] >= 0) & (found[3:] < size)).all(0)]
+    return found
 
 
 def prior_biases(head):
@@ -66,8 +72,7 @@ def prior_biases(head):
 
 
 def _head_terms(logits, head, targets):
-    """Of one head, with gradient; `cost` is its loss."""
-    targets = targets[(targets[:, 1] >= 0) & (targets[:, 1] < head.classes)]
+    """HeadTerms of one head, with gradient; `cost` is its loss."""
     device, grid = logits.device, logits.shape[2:]
     number, *cells = to_device(match(head, targets, grid), device)
     matched, values = to_device(targets, device)[number], by_anchor(logits, head)
@@ -79,9 +84,8 @@ def _head_terms(logits, head, targets):
     distance = 1 - box_iou(boxes * scale, matched[:, 2:] * scale, "ciou")  # (n,)
     objectness = boxes.new_zeros(values.shape[:-1])  # (B, A, h, w)
     overlap = (1 - distance.detach()).clamp(min=0)
-    reduce_max(objectness.view(-1), flat_indices(cells, head, grid), overlap)
-    own = matched[:, 1, None] == torch.arange(head.classes, device=device)
-    classes = own * (1 - head.label_smooth_eps) + head.label_smooth_eps / 2
+    reduce_max(objectness.view(-1), flat_indices(cells, values.shape), overlap)
+    _, classes = wanted_classes(matched[:, 1:2], head)
     box_loss = head.iou_normalizer * distance.sum() / count
     other = head.obj_normalizer * binary_cross_entropy_with_logits(
         values[..., 4].float(), objectness
