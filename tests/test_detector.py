@@ -2,6 +2,7 @@
 Source: golden/resize.npz and golden/detections_real, results of Darknet."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import product
 
@@ -77,6 +78,13 @@ def test_live_images_are_asked_for_one_at_a_time():
     stream = Detector.from_model(small_model()).stream(frames, batch=3, live=True)
     for number, _ in enumerate(stream):
         assert given == list(range(number + 1))
+
+
+def test_later_threads_have_as_many_cores_as_before():
+    before = torch.get_num_threads()
+    Detector.from_model(make_sure_model())([np.zeros((9, 9, 3), np.uint8)] * 3)
+    with ThreadPoolExecutor() as pool:
+        assert pool.submit(torch.get_num_threads).result() == before == torch.get_num_threads()
 
 
 def test_boxes_are_pixels_of_the_original():

@@ -18,7 +18,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from yolov4.cfg import names_of_classes
-from yolov4.data import load_image
+from yolov4.data import keep_freed_memory, load_image
 from yolov4.decoding import Detections, detections_from_logits, fitted_size
 from yolov4.export import OnnxNetwork
 from yolov4.model import HALVES, Darknet
@@ -68,6 +68,7 @@ def for_inference(model, device, compiled=False, dtype=torch.float32):
     first images, for one minute; outputs on a GPU last until the next call (CUDA graphs).
     Raises ValueError without a C++ compiler.
     """
+    keep_freed_memory()
     model.fuse().to(device, dtype, memory_format=torch.channels_last)
     if compiled:
         gpu = device.type == "cuda"
