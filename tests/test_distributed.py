@@ -2,6 +2,7 @@
 # ruff: noqa: F401, F811 (a fixture of another file)
 
 import os
+import shutil
 import signal
 import sys
 from types import SimpleNamespace
@@ -14,7 +15,7 @@ from test_updates import batches, network
 
 from yolov4 import distributed, save_weights
 from yolov4.training import Updater
-from yolov4.weights import load_checkpoint
+from yolov4.weights import load_checkpoint, save_checkpoint
 
 
 def assert_close(found, expected):
@@ -77,6 +78,23 @@ def test_attacks_and_stopped_gradients_are_those_of_one_process(tmp_path):
     assert not torch.equal(one["layers.0.0.weight"], before["layers.0.0.weight"])
     assert_close(first, one)
     assert_close(second, one)
+
+
+def test_a_stale_copy_of_a_checkpoint_ends_all(work):
+    write_cfg(work, subdivisions=2, iterations=6)
+    trained(work, "run", eval_every=0)
+    folders = work, shutil.copytree(work, work / "copy")
+    for number, folder in enumerate(folders):
+        path = folder / "runs/run/last.pt"
+        save_checkpoint(path, load_checkpoint(path) | {"iteration": 3 + number})
+    pairs = zip(folders, power_cut.ranks_of(2), strict=True)
+    ranks = [power_cut.SERVER.Process(target=power_cut.train, args=(f, "run", None, 2, e))
+             for f, e in pairs]  # fmt: skip
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(60)
+        assert rank.exitcode == 1
 
 
 def test_sync_bn_is_refused_where_it_cannot_be(work):

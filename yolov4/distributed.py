@@ -40,6 +40,14 @@ def in_any(flag, device):
     return votes.item() > 0
 
 
+def same_in_all(number, device):
+    """Whether a whole number is the same in all processes."""
+    limits = torch.tensor((number, -number), device=device)
+    if dist.is_initialized():
+        dist.all_reduce(limits, dist.ReduceOp.MAX)
+    return limits.sum().item() == 0
+
+
 def lost_process(error):
     """Whether the error means that a process of the group, or one that loads images, died."""
     messages = "gloo", "DataLoader worker"

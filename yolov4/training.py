@@ -254,6 +254,10 @@ class Training:
         else:
             iteration = self._load_weights()
             self.progress = Progress(iteration)
+        if not distributed.same_in_all(iteration, device):
+            raise ValueError(
+                f"{folder}/last.pt: is another one in another process, expected copies"
+            )
         if iteration >= net.max_batches:
             raise ValueError(
                 f"{settings.weights or folder}: is at iteration {iteration} of {net.max_batches}, "
