@@ -241,9 +241,9 @@ def _cut_out(image, left, top, width, height):
 
 def _move_labels(labels, params, image_size, size):
     """Labels after crop and flip, as correct_boxes and fill_truth_detection do, in float32."""
-    corner, sides = np.float32(_rectangle(params, image_size)).reshape(2, 2) / np.float32(
-        image_size
-    )
+    labels = np.asarray(labels, np.float32).reshape(-1, 5)
+    rectangle = np.float32(_rectangle(params, image_size)).reshape(2, 2)
+    corner, sides = rectangle / np.float32(image_size)
     centre, half = labels[:, 1:3], labels[:, 3:] / 2
     edges = np.stack((centre - half, centre + half))  # (2, n, 2)
     keep = centre.any(1) & (edges[1] >= 0).all(1) & (edges[0] <= 1).all(1)
