@@ -250,7 +250,7 @@ def data(labels, sizes, anchors, names, title):
     """A figure of a data set: its classes, box sizes against the anchors, centres.
 
     labels (n, 5): class, cx, cy, w, h, relative; sizes (n, 2): width, height in pixels of the
-    network input; anchors: (A, 2) of each head, in the same pixels.
+    network input; anchors: pairs of each head, in the same pixels.
     """
     names, counts = ascii_names(names), np.bincount(labels[:, 0].astype(int), None, len(names))
     order = np.argsort(counts, kind="stable")[-BARS:]
@@ -267,7 +267,7 @@ def data(labels, sizes, anchors, names, title):
     # from 0.2, so that a single box is grey
     boxes.hist2d(*sizes.clip(1).T, (edges, edges), cmap="Greys", norm="log", vmin=0.2, cmin=1)
     for head, own in enumerate(anchors, 1):
-        boxes.plot(*own.T, "o", markersize=9, label=f"anchors of head {head}")
+        boxes.plot(*np.transpose(own), "o", markersize=9, label=f"anchors of head {head}")
     boxes.set(xscale="log", yscale="log", aspect="equal", xlabel="width", ylabel="height",
               title="Box sizes in pixels of the network input")  # fmt: skip
     boxes.legend()

@@ -35,53 +35,55 @@ def write(folder, records, result, names, *, notes=(), run=None):
     training, whose chart, pictures and settings the page shows.  Raises ValueError for an image
     that cannot be read any more.
     """
-    folder, names, confidence = Path(folder), list(names), result.settings.confidence
-    pairings = [metrics.pair(record, confidence, result.iou_thresh) for record in records]
+    folder, names = Path(folder), list(names)
+    limits = result.settings.confidence, result.iou_thresh
+    pairings = [metrics.pair(record, *limits) for record in records]
     matrix = metrics.confusion(pairings, len(names))
     plain = result.to_json(names)
-    _save(folder / "ap.txt", "\n\n".join((result.table(names), *notes)) + "\n")
-    _save(folder / "ap.json", json.dumps(plain, indent=1))
-    rows = (row.values() for row in plain["classes"])
-    _save(folder / "ap.csv", _csv([plain["classes"][0], *rows]))
-    rows = ([name, *row] for name, row in zip([*names, "no object"], matrix.tolist(), strict=True))
-    _save(folder / "confusion.csv", _csv([["ground truth", *names, "missed"], *rows]))
-    other = matrix[:-1, :-1] * (1 - np.eye(len(names), dtype=int))
-    confused = np.argwhere(other)[np.argsort(-other[other > 0], kind="stable")][:CONFUSED]
-    mistakes = [len(pairing.missed) + len(pairing.false) for pairing in pairings]
-    worst = np.argsort(np.negative(mistakes), kind="stable")[:WORST]
+    classes = [plain["classes"][0], *(row.values() for row in plain["classes"])]
+    rows = np.column_stack(([*names, "no object"], matrix))
+    mistakes = np.array([len(each.missed) + len(each.false) for each in pairings])
+    worst = np.argsort(-mistakes, kind="stable")[:WORST]
     worst = [(records[index], pairings[index]) for index in worst if mistakes[index]]
     images = [plots.draw_mistakes(*each, names) for each in worst]
+    files = {
+        "ap.txt": "\n\n".join((result.table(names), *notes)) + "\n",
+        "ap.json": json.dumps(plain, indent=1),
+        "ap.csv": _csv(classes),
+        "confusion.csv": _csv([["ground truth", *names, "missed"], *rows]),
+        "precision_recall.png": _png(plots.precision_recall(result, names)),
+        "f1.png": _png(plots.f1(result, names)),
+        "confusion.png": _png(plots.confusion(matrix, names)),
+    }
     if images:
-        _save(folder / "worst.jpg", _jpeg(plots.contact_sheet(images, 480)))
+        files["worst.jpg"] = _jpeg(plots.contact_sheet(images, 480))
+    other = matrix[:-1, :-1].copy()  # class for class, without those that are right
+    np.fill_diagonal(other, 0)
     _, f1 = metrics.f1_scores(result.matches)
     page = {
         "result": result, "names": names, "notes": notes, "matrix": matrix, "other": other,
-        "best": (f1.max(), metrics.THRESHOLDS[f1.argmax()]), "confused": confused,
-        "precision_recall": _picture(
-            folder / "precision_recall.png", plots.precision_recall(result, names)
-        ),
-        "f1": _picture(folder / "f1.png", plots.f1(result, names)),
-        "confusion": _picture(folder / "confusion.png", plots.confusion(matrix, names)),
-        "worst": [
-            (*each, _uri(_jpeg(image), ".jpg")) for each, image in zip(worst, images, strict=True)
-        ],
+        "confused": np.argwhere(other)[np.argsort(-other[other > 0], kind="stable")][:CONFUSED],
+        "best": (f1.max(), metrics.THRESHOLDS[f1.argmax()]), "files": files, "uri": _uri,
+        "worst": [(*each, _jpeg(image)) for each, image in zip(worst, images, strict=True)],
     }  # fmt: skip
     if run:
-        found = [
-            (path, text)
-            for name, text in RUN_PICTURES.items()
-            for path in sorted(Path(run).glob(name))
-        ]
+        run = Path(run)
         page |= {
-            "run": Path(run).name,
-            "pictures": [(_uri(path.read_bytes(), path.suffix), text) for path, text in found],
-            "settings": json.loads((Path(run) / "settings.json").read_text(encoding="utf-8")),
+            "run": run.name,
+            "pictures": [
+                (path.read_bytes(), text)
+                for name, text in RUN_PICTURES.items()
+                for path in sorted(run.glob(name))
+            ],
+            "settings": json.loads((run / "settings.json").read_bytes()),
         }
-    template = Path(__file__).with_suffix(".html").read_text(encoding="utf-8")
-    _save(
-        folder / "report.html",
-        jinja2.Template(template, autoescape=True, trim_blocks=True).render(page),
-    )
+    template = Path(__file__).with_suffix(".html").read_text()
+    template = jinja2.Template(template, autoescape=True, trim_blocks=True)
+    files["report.html"] = template.render(page)
+    for name, content in files.items():
+        with replacing(folder / name) as beside:
+            text = isinstance(content, str)
+            beside.write_bytes(content.encode("utf-8", "replace") if text else content)
     return folder / "report.html"
 
 
@@ -95,23 +97,15 @@ def _jpeg(image):
     return cv2.imencode(".jpg", image, (cv2.IMWRITE_JPEG_QUALITY, 85))[1].tobytes()
 
 
-def _picture(path, figure):
+def _png(figure):
     stream = io.BytesIO()
     figure.savefig(stream, dpi=150)
-    _save(path, stream.getvalue())
-    return _uri(stream.getvalue(), path.suffix)
+    return stream.getvalue()
 
 
-def _uri(content, suffix):
-    kind = "png" if suffix == ".png" else "jpeg"
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _save(path, content):
-    with replacing(path) as beside:
-        beside.write_bytes(
-            content.encode("utf-8", "replace") if isinstance(content, str) else content
-        )
+def _uri(picture):
+    kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
 def write_data(path, images, names, network):
@@ -121,9 +115,6 @@ def write_data(path, images, names, network):
     title = f"{total} images" if len(images) == total else f"{len(images)} of {total} images"
     labels = np.concatenate([read_labels(label_path(image)) for image in images])
     sizes = box_sizes(images, (network.net.width, network.net.height), network.net.letter_box)
-    anchors = [
-        np.array(head.anchors)[list(head.mask or range(len(head.anchors)))]
-        for head in heads(network)
-    ]
+    anchors = [[yolo.anchors[i] for i in yolo.mask] or yolo.anchors for yolo in heads(network)]
     with replacing(path) as beside:
         plots.data(labels, sizes, anchors, names, title).savefig(beside, dpi=120)
