@@ -104,8 +104,8 @@ class Result:
     def table(self, names):
         """One line per class, the totals, and the protocol."""
         width = max(16, *map(len, names))
-        heads = ("objects", "AP %", "TP", "FP", "precision", "recall", "F1", "IoU %")
-        lines = [f"{'class':{width}} " + " ".join(f"{head:>9}" for head in heads)]
+        heads = "  objects      AP %        TP        FP precision    recall        F1     IoU %"
+        lines = [f"{'class':{width}} {heads}"]
         lines += [
             f"{row['name']:{width}} {row['objects']:9} {row['ap'] * 100:9.2f} {row['tp']:9} "
             f"{row['fp']:9} {row['precision']:9.2f} {row['recall']:9.2f} {row['f1']:9.2f} "
@@ -232,8 +232,6 @@ def precision_at_recalls(hits, objects, points):
 
 def average_precision(hits, objects, points=0):
     """Area under the curve of `Matches`, or mean at so many recalls; 0 if nothing is to find."""
-    if not objects or not len(hits):
-        return 0.0
     if points:
         return float(precision_at_recalls(hits, objects, points).mean())
     recall, precision = precision_recall(hits, objects)
@@ -269,23 +267,21 @@ class Pairing(NamedTuple):
 def pair(record, confidence=0.25, iou_thresh=0.5):
     """Pairs detections with ground truth where IoU > iou_thresh: equal classes first, each by
     falling IoU.  So a second class on an object that is found is a false box, and no confusion."""
-    found = record.detections[record.detections.scores > confidence]  # the first of them
-    boxes = relative_boxes(found.boxes, record.image_size)
-    labels, objects = found.labels.numpy(), record.labels[:, 0].long().numpy()
+    found = record.detections[record.detections.scores > confidence]  # the first ones
+    boxes, objects = relative_boxes(found.boxes, record.image_size), record.labels[:, 0].long()
     overlap = box_iou(boxes[:, None], record.labels[None, :, 1:])  # (k, m)
-    rank = overlap + (found.labels[:, None] == record.labels[:, 0])
-    rank = rank.where(overlap > iou_thresh, 0).numpy()
+    rank = (overlap + (found.labels[:, None] == objects)).where(overlap > iou_thresh, 0).numpy()
     targets = np.full(len(found), -1)
     while rank.max(initial=0):
         row, column = np.unravel_index(rank.argmax(), rank.shape)
         targets[row], rank[row], rank[:, column] = column, 0, 0
     hard, _ = best_overlaps(boxes, found.labels, record.difficult)
-    kept = np.flatnonzero((targets >= 0) | (hard <= iou_thresh).numpy())
-    targets, labels = targets[kept], labels[kept]
-    classes, unfound = np.append(objects, -1)[targets], np.delete(objects, targets[targets >= 0])
-    missed = np.delete(np.arange(len(objects)), targets[classes == labels])
-    false, nothing = kept[classes != labels], np.full(len(unfound), -1)
-    return Pairing(kept, missed, false, (np.append(classes, unfound), np.append(labels, nothing)))
+    chosen = np.flatnonzero((targets >= 0) | (hard <= iou_thresh).numpy())
+    targets, labels, every = targets[chosen], found.labels.numpy()[chosen], np.arange(len(objects))
+    unfound, wanted = np.setdiff1d(every, targets), np.append(objects, -1)[targets]
+    missed = np.setdiff1d(every, targets[wanted == labels])
+    classes = np.append(wanted, objects[unfound]), np.append(labels, np.full(len(unfound), -1))
+    return Pairing(chosen, missed, chosen[wanted != labels], classes)
 
 
 def confusion(pairings, classes):

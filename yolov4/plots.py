@@ -4,6 +4,7 @@ Source: Darknet's draw_detections and chart.png for what they show, not for how.
 import colorsys
 import csv
 import math
+from itertools import accumulate
 from pathlib import Path
 
 import cv2
@@ -88,15 +89,15 @@ def _draw_text(image, box, colour, text, taken):
 def contact_sheet(images, side=320):
     """Pictures uint8 (H, W, 3) BGR side by side -> one; their longer sides become `side` pixels."""
     columns = math.ceil(math.sqrt(len(images)))
-    fitted = [_fitted(image, side - 4) for image in images]
-    tile = max(len(image) for image in fitted) + 4  # no higher than the highest needs
-    sheet = np.full((math.ceil(len(images) / columns) * tile, columns * side, 3), GREY, np.uint8)
+    rows, fitted = math.ceil(len(images) / columns), [_fitted(image, side - 4) for image in images]
+    tile = max(map(len, fitted)) + 4  # no higher than the highest needs
+    sheet = np.full((rows, tile, columns, side, 3), GREY, np.uint8)
     for index, image in enumerate(fitted):
         height, width = image.shape[:2]
-        top = index // columns * tile + (tile - height) // 2
-        left = index % columns * side + (side - width) // 2
-        sheet[top : top + height, left : left + width] = image
-    return sheet
+        top, left = (tile - height) // 2, (side - width) // 2
+        place = np.s_[index // columns, top : top + height, index % columns, left : left + width]
+        sheet[place] = image
+    return sheet.reshape(rows * tile, columns * side, 3)
 
 
 def _fitted(image, side):
@@ -124,14 +125,14 @@ def draw_mistakes(record, pairing, names):
 def read_results(path):
     """Columns of a results.csv, NaN where a cell is empty; of a long training every n-th row,
     counted from the last, and all with a mAP."""
-    with Path(path).open(newline="", encoding="utf-8") as file:
+    with Path(path).open() as file:
         last = sum(1 for _ in file) - 2  # from 0, after the header
         file.seek(0)
         rows = csv.reader(file)
         header = next(rows)
         step, at = last // POINTS + 1, header.index("map")
-        kept = [row for number, row in enumerate(rows) if (last - number) % step == 0 or row[at]]
-    values = np.array([[float(value or "nan") for value in row] for row in kept])
+        kept = [row for number, row in enumerate(rows, -last) if number % step == 0 or row[at]]
+    values = np.array([[value or "nan" for value in row] for row in kept], float)
     return dict(zip(header, values.reshape(-1, len(header)).T, strict=True))
 
 
@@ -171,10 +172,8 @@ def training_chart(results, path, name=""):
 
 def _smoothed(values):
     """Running average of the logarithms, nine parts old and one new, of values of 0.001 or more."""
-    smoothed = np.log(np.maximum(values, 1e-3))
-    for index in range(1, len(smoothed)):
-        smoothed[index] = 0.9 * smoothed[index - 1] + 0.1 * smoothed[index]
-    return np.exp(smoothed)
+    logarithms = np.log(np.maximum(values, 1e-3))
+    return np.exp(list(accumulate(logarithms, lambda old, new: 0.9 * old + 0.1 * new)))
 
 
 def _figure(width, height):
@@ -184,45 +183,41 @@ def _figure(width, height):
     return Figure((width, height), layout="constrained")
 
 
-def _draw_curves(curves, values, mean, names, x, y):
-    """curves: (x, y) of each class; values (C,): for the legend; mean: (x, y)."""
+def _draw_curves(result, names, curves, values, x):
+    """curves (C, T) over x (T,) of the classes with ground truth, and their mean; values (C,): for
+    the legend.  Returns a figure and its axes."""
     figure, names = _figure(6.4, 5.6), ascii_names(names)
-    axes = figure.subplots()
-    for label in sorted(curves, key=lambda label: -values[label]):
+    axes, order = figure.subplots(), np.argsort(-values, kind="stable")
+    order = order[result.objects[order] > 0]
+    for label in order:
         named = {"label": f"{values[label]:.3f} {names[label]}"}
-        style = named if len(curves) <= NAMED else {"color": "0.8"}
-        axes.plot(*curves[label], drawstyle="steps-pre", linewidth=1, **style)
-    axes.plot(*mean, "k", linewidth=2.5, label="mean of the classes")
-    axes.set(xlabel=x, ylabel=y, xlim=(0, 1.01), ylim=(0, 1.01))
+        style = named if len(order) <= NAMED else {"color": "0.8"}
+        axes.plot(x, curves[label], drawstyle="steps-pre", linewidth=1, **style)
+    axes.plot(x, curves[order].mean(0), "k", linewidth=2.5, label="mean of the classes")
+    axes.set(xlim=(0, 1.01), ylim=(0, 1.01))
     axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=2, fontsize=9)
-    return figure
+    return figure, axes
 
 
 def precision_recall(result, names):
     """A figure with a curve per class, with its AP in the legend, and their mean."""
-    curves, means = {}, []
-    for label, (_, hits, objects) in enumerate(result.matches):
-        if objects:
-            recall, precision = metrics.precision_recall(hits, objects)
-            # from recall 0, and down to 0 where the detections end
-            curves[label] = np.r_[0, recall, recall[-1:]], np.r_[precision[:1], precision, 0]
-            means.append(metrics.precision_at_recalls(hits, objects, 101))
-    mean = np.linspace(0, 1, 101), torch.stack(means).mean(0)
-    return _draw_curves(curves, result.ap, mean, names, "recall", "precision")
+    pairs = ((each.hits, each.objects) for each in result.matches)
+    curves = torch.stack([metrics.precision_at_recalls(*pair, 101) for pair in pairs])
+    figure, axes = _draw_curves(result, names, curves, result.ap, np.linspace(0, 1, 101))
+    axes.set(xlabel="recall", ylabel="precision")
+    return figure
 
 
 def f1(result, names):
     """A figure with a curve per class, with its F1 at the best threshold in the legend, and their
     mean; the dot is the best threshold, the dotted line that of the table."""
     scores, mean = metrics.f1_scores(result.matches)
-    best = mean.argmax()
-    x = metrics.THRESHOLDS
-    curves = {label: (x, scores[label]) for label in result.objects.nonzero()[0]}
-    figure = _draw_curves(curves, scores[:, best], (x, mean), names, "confidence", "F1")
-    (axes,) = figure.axes
+    x, best = metrics.THRESHOLDS, mean.argmax()
+    figure, axes = _draw_curves(result, names, scores, scores[:, best], x)
     axes.plot(x[best], mean[best], "C3o")
-    axes.set(title=f"best mean F1 {mean[best]:.2f} at confidence > {x[best]:g}")
+    title = f"best mean F1 {mean[best]:.2f} at confidence > {x[best]:g}"
+    axes.set(title=title, xlabel="confidence", ylabel="F1")
     axes.axvline(result.settings.confidence, color="grey", linestyle=":")
     return figure
 
