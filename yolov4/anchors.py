@@ -1,6 +1,7 @@
 """Anchors for a data set by k-means with 1 - IoU as the distance, and how well anchors fit boxes.
 Source: YOLOv2 (arXiv 1612.08242) section 2, Darknet's src/detector.c (calc_anchors); k-means++."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,16 +14,16 @@ FITTED = 20_000  # boxes that k-means uses, drawn from the seed; all of them are
 RESTARTS, ROUNDS = 10, 300
 
 
-def box_sizes(paths: Sequence[Path], size: tuple[int, int], letter_box: bool = False) -> np.ndarray:
+def box_sizes(paths: Sequence[Path], size: tuple[int, int], letter_box: bool) -> np.ndarray:
     """Width and height of all labelled boxes in pixels of the network input, (n, 2) float64.
     size: (width, height) of the input.  letter_box: images keep their aspect, so each is read."""
-    rows = [np.zeros((0, 2))]
+    rows = []
     for path in paths:
-        boxes, fitted = read_labels(label_path(path))[:, 3:].astype(float), np.array(size, float)
+        boxes, fitted = read_labels(label_path(path))[:, 3:], np.array(size)  # float32, integers
         if letter_box and len(boxes):
             image_size = np.array(load_image(path).shape[1::-1])
             fitted = image_size * (fitted / image_size).min()
-        rows.append(boxes * fitted)
+        rows.append(boxes * fitted)  # float64
     sizes = np.concatenate(rows)
     return sizes[(sizes > 0).all(1)]
 
@@ -76,14 +77,14 @@ def describe(sizes: np.ndarray, anchors: np.ndarray, masks: Sequence[Sequence[in
     """Mean IoU and recall of anchors (N, 2) on sizes (n, 2), and each head's share of the boxes."""
     iou = size_iou(sizes, anchors)
     best, owner = iou.max(1), iou.argmax(1)
-    recall = f"IoU > 0.5 for {(best > 0.5).mean():.1%} of {len(sizes)} boxes"
-    lines = [f"mean IoU {best.mean():.4f}, {recall}"]
+    recall = f"{(best > 0.5).mean():.1%} of {len(sizes)} boxes"
+    lines = [f"mean IoU {best.mean():.4f}, IoU > 0.5 for {recall}"]
     groups = {f"head {number}": list(mask) for number, mask in enumerate(masks, 1)}
     groups["no head"] = sorted(set(range(len(anchors))).difference(*masks)) if masks else []
     for label, mask in groups.items():
         if mask:
-            share, pairs = np.isin(owner, mask).mean(), as_text(anchors[mask]).replace(", ", " ")
-            lines.append(f"  {label}: {share:6.1%} of the boxes, anchors {pairs}")
+            share = f"{np.isin(owner, mask).mean():6.1%} of the boxes"
+            lines.append(f"  {label}: {share}, anchors {as_text(anchors[mask])}")
     return "\n".join(lines)
 
 
@@ -95,8 +96,7 @@ def with_anchors(network: Network, text: str, anchors: np.ndarray) -> str:
             found = f"{len(yolo.anchors)} anchors, but {len(anchors)} new ones"
             raise ValueError(f"{network.name}: {found}, expected as many")
         index = yolo.lines["anchors"] - 1
-        key, ending = lines[index].split("=")[0], lines[index][len(lines[index].rstrip("\r\n")) :]
-        lines[index] = f"{key}={as_text(anchors)}{ending}"
+        lines[index] = re.sub(r"=[^\r\n]*", f"={as_text(anchors)}", lines[index])
     return "".join(lines)
 
 
@@ -112,7 +112,7 @@ def fit(
     yolos = heads(network) if network else []
     old = np.array(yolos[0].anchors) if yolos else np.zeros((9, 2))
     size, count = size or (network.net.width, network.net.height), count or len(old)
-    letter_box = bool(network and network.net.letter_box)
+    letter_box = network and network.net.letter_box
     sizes = box_sizes(read_image_list(image_list), size, letter_box)
     if not len(sizes):
         raise ValueError(f"{image_list}: found 0 boxes, expected label files with boxes")
