@@ -1,7 +1,6 @@
 """The networks composed in Python, some 25 lines each, for any classes, anchors and size.
 Source: YOLOv4 (arXiv 2004.10934) section 3.4, Scaled-YOLOv4 (2011.08036), Darknet's cfg files."""
 
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -12,7 +11,6 @@ from yolov4.cfg import (
     Net,
     Network,
     Route,
-    Section,
     Shortcut,
     Upsample,
     Yolo,
@@ -22,7 +20,6 @@ from yolov4.cfg import (
 )
 from yolov4.graph import find_heads, plan_layers
 
-Layers = list[Section]
 COCO = parse_anchors("12,16, 19,36, 40,28, 36,75, 76,55, 72,146, 142,110, 192,243, 459,401")
 TINY = parse_anchors("10,14, 23,27, 37,58, 81,82, 135,169, 344,319")
 SHAPES = parse_anchors("20,20, 26,26, 32,32, 38,38, 46,46, 56,56")
@@ -37,77 +34,80 @@ HEAD = {
 }  # fmt: skip
 
 
-def conv(filters: int, size: int = 1, stride: int = 1) -> Section:
+# The blocks: each returns a layer or a list of layers.
+def conv(filters, size=1, stride=1):
     return Convolutional(
         filters=filters, size=size, stride=stride, batch_normalize=1, pad=True, activation="leaky"
     )
 
 
-def convs(*filters: int) -> Layers:
+def down(filters):
+    return conv(filters, 3, stride=2)
+
+
+def convs(*filters):
     """1x1 and 3x3 in turn."""
     return [conv(n, 3 if turn % 2 else 1) for turn, n in enumerate(filters)]
 
 
-def route(*layers: int, **keys) -> Section:
+def route(*layers, **keys):
     return Route(layers=layers, **keys)
 
 
 SPP = [  # max pooling of several sizes beside the layer before, joined
-    Maxpool(size=5, stride=1), route(-2), Maxpool(size=9, stride=1), route(-4),
-    Maxpool(size=13, stride=1), route(-1, -3, -5, -6),
+    Maxpool(size=5), route(-2), Maxpool(size=9), route(-4),
+    Maxpool(size=13), route(-1, -3, -5, -6),
 ]  # fmt: skip
 
 
-def csp(filters: int, branch: int, body: Layers) -> Layers:
+def csp(filters, branch, body):
     """A CSP block on the layer before: `body` on a branch beside one that skips it, joined."""
     return [conv(branch), route(-2), *body, route(-1, -len(body) - 2), conv(filters)]
 
 
-def csp_stage(filters: int, blocks: int, branch: int = 0, hidden: int = 0) -> Layers:
+def csp_stage(filters, blocks, branch=0, hidden=0):
     """Half the size, then residual blocks inside a CSP block."""
     branch = branch or filters // 2
     residual = [*convs(hidden or branch, branch), Shortcut(from_=(-3,))]
     body = [conv(branch), *residual * blocks, conv(branch)]
-    return [conv(filters, 3, stride=2), *csp(filters, branch, body)]
+    return [down(filters), *csp(filters, branch, body)]
 
 
-def tiny_stage(filters: int) -> Layers:
+def tiny_stage(filters):
     """The CSP block of yolov4-tiny, then half the size."""
     half = conv(filters // 2, 3)
     block = [conv(filters, 3), route(-1, groups=2, group_id=1), half, half, route(-1, -2)]
     return [*block, conv(filters), route(-6, -1), Maxpool(size=2, stride=2)]
 
 
-def plain_block(filters: int) -> Layers:
+def plain_block(filters):
     return convs(filters, 2 * filters, filters, 2 * filters, filters)
 
 
-def csp_block(filters: int) -> Layers:
+def csp_block(filters):
     return [conv(filters), *csp(filters, filters, convs(*[filters] * 4))]
 
 
-def make_heads(
-    anchors: Anchors, classes: int, common: dict, *each: tuple[int, dict]
-) -> list[Layers]:
+def make_heads(anchors, classes, common, each):
     """Heads from fine to coarse: 3x3 with the given filters, 1x1 to A * (5 + C) logits, and [yolo]
-    with the `common` keys and its own.  The anchors are shared out in order, as many for each."""
+    with the `common` keys and its own (each: filters -> keys).  The anchors are shared out in
+    order, as many for each."""
     count, rest = divmod(len(anchors), len(each))
     if rest or not count:
         raise ValueError(f"{len(anchors)} anchors, expected a multiple of {len(each)} heads")
     heads = []
-    for number, (filters, own) in enumerate(each):
+    for number, (filters, own) in enumerate(each.items()):
         mask = tuple(range(number * count, (number + 1) * count))
-        keys = {"mask": mask, "classes": classes, "num": len(anchors)} | common | own
+        keys = {"mask": mask} | common | own
         # Darknet's convolution before a new_coords head is logistic
         activation = "logistic" if "new_coords" in keys else "linear"
         logits = Convolutional(filters=count * (5 + classes), pad=True, activation=activation)
-        heads.append([conv(filters, 3), logits, Yolo(anchors=anchors, **keys)])
+        yolo = Yolo(anchors=anchors, num=len(anchors), classes=classes, **keys)
+        heads.append([conv(filters, 3), logits, yolo])
     return heads
 
 
-def panet(
-    laterals: list[tuple[int, int]], block: Callable[[int], Layers], heads: list[Layers]
-) -> Layers:
+def panet(laterals, block, heads):
     """PANet on the layer before: up beside a layer of the backbone (laterals: its index, filters),
     there the PANet of the finer grids, then down again, joined with the layer before, to a head."""
     if not laterals:
@@ -116,11 +116,11 @@ def panet(
     layers = [conv(filters), Upsample(stride=2), route(lateral), conv(filters), route(-1, -3)]
     layers += block(filters) + panet(finer, block, heads[:-1])
     filters = heads[-1][0].filters // 2
-    layers += [route(-4), conv(filters, 3, stride=2)]  # before the finer head's three layers
+    layers += [route(-4), down(filters)]  # before the finer head's three layers
     return [*layers, route(-1, -1 - len(layers)), *block(filters), *heads[-1]]
 
 
-def activated(layers: Layers, activation: str) -> Layers:
+def activated(layers, activation):
     """The layers with another activation, the logits aside."""
     return [
         replace(layer, activation=activation) if getattr(layer, "batch_normalize", 0) else layer
@@ -128,10 +128,7 @@ def activated(layers: Layers, activation: str) -> Layers:
     ]
 
 
-def large(
-    stem: Layers, middle: Layers, block: Callable[[int], Layers], heads: list[Layers],
-    activation: str, neck: str,
-) -> Layers:  # fmt: skip
+def large(stem, middle, block, heads, activation, neck):
     """CSPDarknet53 after its first stage `stem`, SPP, and PANet to strides 8, 16 and 32."""
     stride8 = [*stem, *csp_stage(128, blocks=2), *csp_stage(256, blocks=8)]
     stride16 = stride8 + csp_stage(512, blocks=8)
@@ -140,7 +137,7 @@ def large(
     return activated(backbone, activation) + activated(rest, neck)
 
 
-def network(layers: Layers, classes: int, changes: dict, **keys) -> Network:
+def network(layers, classes, changes, **keys):
     """The layers with `keys` of [net], then `changes`.  Other than COCO's 80 classes are trained
     2,000 iterations each, never under 6,000 in all; steps follow a changed length at 80 and 90 %,
     and burn_in is at most a sixth of it."""
@@ -158,14 +155,17 @@ def yolov4(
 ) -> Network:
     """YOLOv4.  `activation`: of the backbone; `neck`: of the rest; `changes`: keys of [net]."""
     heads = make_heads(
-        anchors, classes, HEAD, (256, {"scale_x_y": 1.2}), (512, {"scale_x_y": 1.1}),
-        (1024, {"scale_x_y": 1.05, "random": 1.0}),
+        anchors, classes, HEAD,
+        {
+            256: {"scale_x_y": 1.2},
+            512: {"scale_x_y": 1.1},
+            1024: {"scale_x_y": 1.05, "random": 1.0},
+        },
     )  # fmt: skip
     stem = [conv(32, 3), *csp_stage(64, blocks=1, branch=64, hidden=32)]
     middle = [*convs(512, 1024, 512), *SPP, *convs(512, 1024, 512)]
     layers = large(stem, middle, plain_block, heads, activation, neck)
-    keys = {"width": 608, "height": 608, "learning_rate": 0.0013}
-    return network(layers, classes, changes, **keys)
+    return network(layers, classes, changes, width=608, height=608, learning_rate=0.0013)
 
 
 def yolov4_csp(*, classes=80, anchors: Anchors = COCO, activation="mish", **changes) -> Network:
@@ -174,16 +174,20 @@ def yolov4_csp(*, classes=80, anchors: Anchors = COCO, activation="mish", **chan
         "jitter": 0.1, "resize": 1.5, "iou_thresh": 0.2, "iou_normalizer": 0.05,
         "cls_normalizer": 0.5, "nms_kind": "diounms", "new_coords": True, "scale_x_y": 2.0,
     }  # fmt: skip
-    smooth = {"objectness_smooth": True}
     heads = make_heads(
-        anchors, classes, keys, (256, {"obj_normalizer": 4.0}), (512, smooth),
-        (1024, smooth | {"obj_normalizer": 0.4, "max_delta": 2.0}),
+        anchors, classes, keys,
+        {
+            256: {"obj_normalizer": 4.0},
+            512: {"objectness_smooth": True},
+            1024: {"objectness_smooth": True, "obj_normalizer": 0.4, "max_delta": 2.0},
+        },
     )  # fmt: skip
-    stem = [conv(32, 3), conv(64, 3, stride=2), *convs(32, 64), Shortcut(from_=(-3,))]
+    stem = [conv(32, 3), down(64), *convs(32, 64), Shortcut(from_=(-3,))]
     middle = csp(512, 512, [*convs(512, 512, 512), *SPP, *convs(512, 512)])
     layers = large(stem, middle, csp_block, heads, activation, activation)
-    keys = {"width": 512, "height": 512, "letter_box": True, "ema_alpha": 0.9998}
-    return network(layers, classes, changes, **keys)
+    return network(
+        layers, classes, changes, width=512, height=512, letter_box=True, ema_alpha=0.9998
+    )
 
 
 def yolov4_tiny(*, classes=80, anchors: Anchors = TINY, activation="leaky", **changes) -> Network:
@@ -191,8 +195,8 @@ def yolov4_tiny(*, classes=80, anchors: Anchors = TINY, activation="leaky", **ch
     keys = HEAD | {"resize": 1.5, "iou_thresh": 1.0, "max_delta": float("inf"), "scale_x_y": 1.05}
     # upstream leaves the smallest anchor without a head
     second = {"mask": tuple(range(1, 1 + len(anchors) // 2))}
-    fine, coarse = make_heads(anchors, classes, keys, (256, second), (512, {}))
-    stem = [conv(32, 3, stride=2), conv(64, 3, stride=2)]
+    fine, coarse = make_heads(anchors, classes, keys, {256: second, 512: {}})
+    stem = [down(32), down(64)]
     backbone = [*stem, *tiny_stage(64), *tiny_stage(128), *tiny_stage(256)]
     stride16 = len(backbone) - 3  # before the last stage's route and pooling
     up = [route(-4), conv(128), Upsample(stride=2), route(-1, stride16)]
@@ -206,8 +210,8 @@ def yolov4_tiny(*, classes=80, anchors: Anchors = TINY, activation="leaky", **ch
 def yolov4_shapes(*, classes=3, anchors: Anchors = SHAPES, activation="mish", **changes) -> Network:
     """YOLOv4 in small to try on a CPU: the same stages, SPP, PANet and loss; strides 8 and 16."""
     keys = HEAD | {"resize": 1.5, "scale_x_y": 1.05}
-    heads = make_heads(anchors, classes, keys, (48, {}), (64, {}))
-    stride8 = [conv(16, 3, stride=2), *csp_stage(32, blocks=1), *csp_stage(48, blocks=1)]
+    heads = make_heads(anchors, classes, keys, {48: {}, 64: {}})
+    stride8 = [down(16), *csp_stage(32, blocks=1), *csp_stage(48, blocks=1)]
     backbone = activated(stride8 + csp_stage(96, blocks=1), activation)
     neck = [conv(48), *SPP, conv(48), *panet([(len(stride8) - 1, 32)], csp_block, heads)]
     return network(
@@ -234,20 +238,18 @@ def build(name: str, **changes) -> Network:
     Raises ValueError for a name that is not in PRESETS and for values that make no network."""
     if name not in PRESETS:
         raise ValueError(f"network {name!r} is not known, expected one of {', '.join(PRESETS)}")
-    network = PRESETS[name](**changes)
-    if network.net.width % 32 or network.net.height % 32:
-        size = f"{network.net.width} x {network.net.height}"
-        raise ValueError(f"{name}: size {size}, expected multiples of 32")
-    network = parse_cfg(format_cfg(network.net, network.sections), name)  # checks every value
+    net, sections, _ = PRESETS[name](**changes)
+    if net.width % 32 or net.height % 32:
+        raise ValueError(f"{name}: size {net.width} x {net.height}, expected multiples of 32")
+    network = parse_cfg(format_cfg(net, sections), name)  # checks every value
     find_heads(network, plan_layers(network))
     return network
 
 
 def cfg_text(name: str, command: str, **changes) -> str:
     """Text of a .cfg whose first line is the command that writes it; `changes`: see `build`."""
-    network = build(name, **changes)
-    text = format_cfg(network.net, network.sections)
-    return f"# Written by: python -m yolov4 cfg {command}\n{text}"
+    net, sections, _ = build(name, **changes)
+    return f"# Written by: python -m yolov4 cfg {command}\n{format_cfg(net, sections)}"
 
 
 def project_files() -> dict[str, str]:
