@@ -30,8 +30,8 @@ def box_sizes(paths: Sequence[Path], size: tuple[int, int], letter_box: bool) ->
 
 def size_iou(sizes: np.ndarray, anchors: np.ndarray) -> np.ndarray:
     """IoU of boxes with one centre.  sizes (n, 2), anchors (k, 2), width and height -> (n, k)"""
-    shared = np.minimum(sizes[:, None], anchors[None]).prod(2)
-    return shared / (sizes.prod(1)[:, None] + anchors.prod(1)[None] - shared)
+    shared = np.minimum(sizes[:, None], anchors).prod(2)
+    return shared / (sizes.prod(1)[:, None] + anchors.prod(1) - shared)
 
 
 def kmeans_anchors(sizes: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
@@ -42,19 +42,19 @@ def kmeans_anchors(sizes: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
         raise ValueError(f"{count} anchors from {different} different boxes, expected more boxes")
     rng = np.random.default_rng(seed)
     if len(sizes) > FITTED:
-        sizes = sizes[rng.choice(len(sizes), FITTED, replace=False)]
+        sizes = rng.choice(sizes, FITTED, replace=False)
     found = [_kmeans(sizes, count, rng) for _ in range(RESTARTS)]
     best = max(found, key=lambda anchors: size_iou(sizes, anchors).max(1).mean())
     return best[best.prod(1).argsort(kind="stable")]
 
 
 def _kmeans(sizes, count, rng):
-    anchors = sizes[rng.integers(len(sizes))][None]
+    anchors = rng.choice(sizes, 1)
     while len(anchors) < count:  # boxes far from each other: drawn by squared distance
         iou = size_iou(sizes, anchors).max(1)
         weights = np.where(iou == 1, 0, np.square(1 - iou).clip(1e-12))
-        drawn = rng.choice(len(sizes), p=weights / weights.sum())
-        anchors = np.concatenate((anchors, sizes[drawn][None]))
+        drawn = rng.choice(sizes, 1, p=weights / weights.sum())
+        anchors = np.concatenate((anchors, drawn))
     for _ in range(ROUNDS):
         owner, before = size_iou(sizes, anchors).argmax(1), anchors
         counts = np.bincount(owner, minlength=count)[:, None]
@@ -94,7 +94,7 @@ def with_anchors(network: Network, text: str, anchors: np.ndarray) -> str:
     for yolo in heads(network):
         if len(yolo.anchors) != len(anchors):
             found = f"{len(yolo.anchors)} anchors, but {len(anchors)} new ones"
-            raise ValueError(f"{network.name}: {found}, expected as many")
+            raise ValueError(f"{network.name}: {found}")
         index = yolo.lines["anchors"] - 1
         lines[index] = re.sub(r"=[^\r\n]*", f"={as_text(anchors)}", lines[index])
     return "".join(lines)
