@@ -88,20 +88,20 @@ def csp_block(filters):
     return [conv(filters), *csp(filters, filters, convs(*[filters] * 4))]
 
 
-def make_heads(anchors, classes, common, each):
+def make_heads(anchors, classes, each, **common):
     """Heads from fine to coarse: 3x3 with the given filters, 1x1 to A * (5 + C) logits, and [yolo]
-    with the `common` keys and its own (each: filters -> keys).  The anchors are shared out in
-    order, as many for each."""
+    with the keys of HEAD, the `common` ones and its own (each: filters -> keys).  The anchors are
+    shared out in order, as many for each."""
     count, rest = divmod(len(anchors), len(each))
-    if rest or not count:
+    if rest:
         raise ValueError(f"{len(anchors)} anchors, expected a multiple of {len(each)} heads")
+    # Darknet's convolution before a new_coords head is logistic
+    activation = "logistic" if "new_coords" in common else "linear"
+    logits = Convolutional(filters=count * (5 + classes), pad=True, activation=activation)
     heads = []
     for number, (filters, own) in enumerate(each.items()):
         mask = tuple(range(number * count, (number + 1) * count))
-        keys = {"mask": mask} | common | own
-        # Darknet's convolution before a new_coords head is logistic
-        activation = "logistic" if "new_coords" in keys else "linear"
-        logits = Convolutional(filters=count * (5 + classes), pad=True, activation=activation)
+        keys = {"mask": mask} | HEAD | common | own
         yolo = Yolo(anchors=anchors, num=len(anchors), classes=classes, **keys)
         heads.append([conv(filters, 3), logits, yolo])
     return heads
@@ -154,33 +154,28 @@ def yolov4(
     *, classes=80, anchors: Anchors = COCO, activation="mish", neck="leaky", **changes
 ) -> Network:
     """YOLOv4.  `activation`: of the backbone; `neck`: of the rest; `changes`: keys of [net]."""
-    heads = make_heads(
-        anchors, classes, HEAD,
-        {
-            256: {"scale_x_y": 1.2},
-            512: {"scale_x_y": 1.1},
-            1024: {"scale_x_y": 1.05, "random": 1.0},
-        },
-    )  # fmt: skip
+    each = {
+        256: {"scale_x_y": 1.2},
+        512: {"scale_x_y": 1.1},
+        1024: {"scale_x_y": 1.05, "random": 1.0},
+    }
     stem = [conv(32, 3), *csp_stage(64, blocks=1, branch=64, hidden=32)]
     middle = [*convs(512, 1024, 512), *SPP, *convs(512, 1024, 512)]
+    heads = make_heads(anchors, classes, each)
     layers = large(stem, middle, plain_block, heads, activation, neck)
     return network(layers, classes, changes, width=608, height=608, learning_rate=0.0013)
 
 
 def yolov4_csp(*, classes=80, anchors: Anchors = COCO, activation="mish", **changes) -> Network:
     """Scaled-YOLOv4: CSP blocks in the neck too, and heads with logistic coordinates."""
-    keys = HEAD | {
-        "jitter": 0.1, "resize": 1.5, "iou_thresh": 0.2, "iou_normalizer": 0.05,
-        "cls_normalizer": 0.5, "nms_kind": "diounms", "new_coords": True, "scale_x_y": 2.0,
-    }  # fmt: skip
+    each = {
+        256: {"obj_normalizer": 4.0},
+        512: {"objectness_smooth": True},
+        1024: {"objectness_smooth": True, "obj_normalizer": 0.4, "max_delta": 2.0},
+    }
     heads = make_heads(
-        anchors, classes, keys,
-        {
-            256: {"obj_normalizer": 4.0},
-            512: {"objectness_smooth": True},
-            1024: {"objectness_smooth": True, "obj_normalizer": 0.4, "max_delta": 2.0},
-        },
+        anchors, classes, each, jitter=0.1, resize=1.5, iou_thresh=0.2, iou_normalizer=0.05,
+        cls_normalizer=0.5, nms_kind="diounms", new_coords=True, scale_x_y=2.0,
     )  # fmt: skip
     stem = [conv(32, 3), down(64), *convs(32, 64), Shortcut(from_=(-3,))]
     middle = csp(512, 512, [*convs(512, 512, 512), *SPP, *convs(512, 512)])
@@ -192,12 +187,12 @@ def yolov4_csp(*, classes=80, anchors: Anchors = COCO, activation="mish", **chan
 
 def yolov4_tiny(*, classes=80, anchors: Anchors = TINY, activation="leaky", **changes) -> Network:
     """YOLOv4-tiny: three CSP blocks of half the channels, two heads."""
-    keys = HEAD | {"resize": 1.5, "iou_thresh": 1.0, "max_delta": float("inf"), "scale_x_y": 1.05}
     # upstream leaves the smallest anchor without a head
-    second = {"mask": tuple(range(1, 1 + len(anchors) // 2))}
-    fine, coarse = make_heads(anchors, classes, keys, {256: second, 512: {}})
-    stem = [down(32), down(64)]
-    backbone = [*stem, *tiny_stage(64), *tiny_stage(128), *tiny_stage(256)]
+    each = {256: {"mask": tuple(range(1, 1 + len(anchors) // 2))}, 512: {}}
+    fine, coarse = make_heads(
+        anchors, classes, each, resize=1.5, iou_thresh=1.0, max_delta=float("inf"), scale_x_y=1.05
+    )
+    backbone = [down(32), down(64), *tiny_stage(64), *tiny_stage(128), *tiny_stage(256)]
     stride16 = len(backbone) - 3  # before the last stage's route and pooling
     up = [route(-4), conv(128), Upsample(stride=2), route(-1, stride16)]
     return network(
@@ -209,8 +204,7 @@ def yolov4_tiny(*, classes=80, anchors: Anchors = TINY, activation="leaky", **ch
 
 def yolov4_shapes(*, classes=3, anchors: Anchors = SHAPES, activation="mish", **changes) -> Network:
     """YOLOv4 in small to try on a CPU: the same stages, SPP, PANet and loss; strides 8 and 16."""
-    keys = HEAD | {"resize": 1.5, "scale_x_y": 1.05}
-    heads = make_heads(anchors, classes, keys, {48: {}, 64: {}})
+    heads = make_heads(anchors, classes, {48: {}, 64: {}}, resize=1.5, scale_x_y=1.05)
     stride8 = [down(16), *csp_stage(32, blocks=1), *csp_stage(48, blocks=1)]
     backbone = activated(stride8 + csp_stage(96, blocks=1), activation)
     neck = [conv(48), *SPP, conv(48), *panet([(len(stride8) - 1, 32)], csp_block, heads)]
