@@ -236,10 +236,8 @@ NOT_SUPPORTED = {  # keys that are an error unless 0, each with a hint
 RANGES = {
     key: limits
     for keys, limits in {
-        "momentum burn_in_momentum decay hue ema_alpha probability mixup_share final_fraction": (
-            0,
-            1,
-        ),
+        "momentum burn_in_momentum decay hue ema_alpha probability": (0, 1),
+        "mixup_share final_fraction": (0, 1),
         "saturation exposure jitter random blur gaussian_noise": (0, 100),
         "resize scale_x_y": (0.01, 100),
         "width height channels size": (0, 32768),
