@@ -38,7 +38,7 @@ def kmeans_anchors(sizes: np.ndarray, count: int, seed: int = 0) -> np.ndarray:
     """The anchors (count, 2) with the highest mean IoU of all restarts, by rising area.
     sizes (n, 2) > 0.  Raises ValueError for fewer different boxes than anchors."""
     different = len(np.unique(sizes, axis=0))
-    if not 1 <= count <= different:
+    if count > different:
         raise ValueError(f"{count} anchors from {different} different boxes, expected more boxes")
     rng = np.random.default_rng(seed)
     if len(sizes) > FITTED:
