@@ -12,47 +12,47 @@ FITTED = 20_000  # boxes that k-means uses, drawn from the seed; all of them are
 RESTARTS, ROUNDS = 10, 300
 
 
-def box_sizes(paths, size, letter_box=False):
+def box_sizes(paths, size, letter_box):
     """Width and height of all labelled boxes in pixels of the network input, (n, 2) float64.
     size: (width, height) of the input.  letter_box: images keep their aspect, so each is read."""
-    rows = [np.zeros((0, 2))]
+    rows = []
     for path in paths:
-        boxes, fitted = read_labels(label_path(path))[:, 3:].astype(float), np.array(size, float)
+        boxes, fitted = read_labels(label_path(path))[:, 3:], np.array(size)  # float32, integers
         if letter_box and len(boxes):
             image_size = np.array(load_image(path).shape[1::-1])
             fitted = image_size * (fitted / image_size).min()
-        rows.append(boxes * fitted)
+        rows.append(boxes * fitted)  # float64
     sizes = np.concatenate(rows)
     return sizes[(sizes > 0).all(1)]
 
 
 def size_iou(sizes, anchors):
     """IoU of boxes with one centre.  sizes (n, 2), anchors (k, 2), width and height -> (n, k)"""
-    shared = np.minimum(sizes[:, None], anchors[None]).prod(2)
-    return shared / (sizes.prod(1)[:, None] + anchors.prod(1)[None] - shared)
+    shared = np.minimum(sizes[:, None], anchors).prod(2)
+    return shared / (sizes.prod(1)[:, None] + anchors.prod(1) - shared)
 
 
 def kmeans_anchors(sizes, count, seed=0):
     """The anchors (count, 2) with the highest mean IoU of all restarts, by rising area.
     sizes (n, 2) > 0.  Raises ValueError for fewer different boxes than anchors."""
     different = len(np.unique(sizes, axis=0))
-    if not 1 <= count <= different:
+    if count > different:
         raise ValueError(f"{count} anchors from {different} different boxes, expected more boxes")
     rng = np.random.default_rng(seed)
     if len(sizes) > FITTED:
-        sizes = sizes[rng.choice(len(sizes), FITTED, replace=False)]
+        sizes = rng.choice(sizes, FITTED, replace=False)
     found = [_kmeans(sizes, count, rng) for _ in range(RESTARTS)]
     best = max(found, key=lambda anchors: size_iou(sizes, anchors).max(1).mean())
     return best[best.prod(1).argsort(kind="stable")]
 
 
 def _kmeans(sizes, count, rng):
-    anchors = sizes[rng.integers(len(sizes))][None]
+    anchors = rng.choice(sizes, 1)
     while len(anchors) < count:  # boxes far from each other: drawn by squared distance
         iou = size_iou(sizes, anchors).max(1)
         weights = np.where(iou == 1, 0, np.square(1 - iou).clip(1e-12))
-        drawn = rng.choice(len(sizes), p=weights / weights.sum())
-        anchors = np.concatenate((anchors, sizes[drawn][None]))
+        drawn = rng.choice(sizes, 1, p=weights / weights.sum())
+        anchors = np.concatenate((anchors, drawn))
     for _ in range(ROUNDS):
         owner, before = size_iou(sizes, anchors).argmax(1), anchors
         counts = np.bincount(owner, minlength=count)[:, None]
@@ -75,14 +75,14 @@ def describe(sizes, anchors, masks):
     """Mean IoU and recall of anchors (N, 2) on sizes (n, 2), and each head's share of the boxes."""
     iou = size_iou(sizes, anchors)
     best, owner = iou.max(1), iou.argmax(1)
-    recall = f"IoU > 0.5 for {(best > 0.5).mean():.1%} of {len(sizes)} boxes"
-    lines = [f"mean IoU {best.mean():.4f}, {recall}"]
+    recall = f"{(best > 0.5).mean():.1%} of {len(sizes)} boxes"
+    lines = [f"mean IoU {best.mean():.4f}, IoU > 0.5 for {recall}"]
     groups = {f"head {number}": list(mask) for number, mask in enumerate(masks, 1)}
     groups["no head"] = sorted(set(range(len(anchors))).difference(*masks)) if masks else []
     for label, mask in groups.items():
         if mask:
-            share, pairs = np.isin(owner, mask).mean(), as_text(anchors[mask]).replace(", ", " ")
-            lines.append(f"  {label}: {share:6.1%} of the boxes, anchors {pairs}")
+            share = f"{np.isin(owner, mask).mean():6.1%} of the boxes"
+            lines.append(f"  {label}: {share}, anchors {as_text(anchors[mask])}")
     return "\n".join(lines)
 
 
@@ -99,7 +99,7 @@ def fit(image_list, network=None, size=None, count=None, seed=0):
     yolos = heads(network) if network else []
     old = np.array(yolos[0].anchors) if yolos else np.zeros((9, 2))
     size, count = size or (network.net.width, network.net.height), count or len(old)
-    letter_box = bool(network and network.net.letter_box)
+    letter_box = network and network.net.letter_box
     sizes = box_sizes(read_image_list(image_list), size, letter_box)
     if not len(sizes):
         raise ValueError(f"{image_list}: found 0 boxes, expected label files with boxes")

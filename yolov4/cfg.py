@@ -5,7 +5,6 @@ import difflib
 import os
 import re
 import warnings
-from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args, get_origin
@@ -16,11 +15,8 @@ Activation = Literal[
     "logistic", "linear", "leaky", "mish", "swish", "relu", "relu6", "elu", "selu", "gelu", "tanh",
     "hard_mish",
 ]  # fmt: skip
-GateActivation = Literal["logistic", "linear", "leaky", "relu", "relu6", "tanh"]
 IouKind = Literal["iou", "giou", "diou", "ciou"]
 Anchors = tuple[tuple[float, float], ...]
-
-
 frozen = dataclass(frozen=True, kw_only=True)
 
 
@@ -28,7 +24,7 @@ frozen = dataclass(frozen=True, kw_only=True)
 class Section:
     """One [section]; `lines` maps a key (or "" for the header) to its line in the file."""
 
-    lines: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
+    lines: dict[str, int] = field(default_factory=dict, compare=False, repr=False)
 
     def __init_subclass__(cls):
         cls.kind = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", cls.__name__).lower()  # scale_channels
@@ -166,13 +162,13 @@ class Avgpool(Section):
 class ScaleChannels(Section):
     from_: int  # the layer that the previous one scales
     scale_wh: bool = False  # one factor per cell; else one per channel
-    activation: GateActivation = "linear"
+    activation: Activation = "linear"
 
 
 @frozen
 class Sam(Section):
     from_: int
-    activation: GateActivation = "linear"
+    activation: Activation = "linear"
 
 
 @frozen
@@ -229,39 +225,40 @@ WITHOUT_EFFECT = {  # keys of upstream files that change nothing here
         "uc_normalizer max show_details beta1"  # [Gaussian_yolo]; no limit here; printing; not read
     ),
 }
-NOT_SUPPORTED = {  # keys that are an error unless 0
-    "cutmix": "Darknet has it for classifiers alone, use mosaic=1",
-    "train_only_bn": "use --freeze",
-    "dontload": "a .weights file holds every layer",
-    "dontloadscales": "a .weights file holds every layer",
+NOT_SUPPORTED = {  # keys that are an error unless 0, each with a hint
+    "cutmix": ": Darknet has it for classifiers alone, use mosaic=1",
+    "train_only_bn": ": use --freeze",
+    "dontload": ": a .weights file holds every layer",
+    "dontloadscales": ": a .weights file holds every layer",
 }
-# Numbers that would only fail later, or not at all, are refused when read.
-MAX_NUMBER = 1e12
+# Numbers that would only fail later, or not at all, are refused when read; those of other keys
+# beyond 1e12.
 RANGES = {
     key: limits
-    for limits, keys in (
-        ((0, 1), "momentum burn_in_momentum decay hue ema_alpha probability"),
-        ((0, 1), "mixup_share final_fraction"),
-        ((0, 100), "saturation exposure jitter random blur gaussian_noise"),
-        ((0.01, 100), "resize scale_x_y"),
-        ((0, 32768), "width height channels size"),
-        ((1, 256), "dilation sgdr_mult"),
-        ((1, 65536), "batch subdivisions stride groups classes num resize_step"),
-        ((1, 1e9), "filters step"),
-        ((1e-3, 1e6), "anchors"),
-    )
+    for keys, limits in {
+        "momentum burn_in_momentum decay hue ema_alpha probability": (0, 1),
+        "mixup_share final_fraction": (0, 1),
+        "saturation exposure jitter random blur gaussian_noise": (0, 100),
+        "resize scale_x_y": (0.01, 100),
+        "width height channels size": (0, 32768),
+        "dilation sgdr_mult": (1, 256),
+        "batch subdivisions stride groups classes num resize_step": (1, 65536),
+        "filters step": (1, 1e9),
+        "anchors": (1e-3, 1e6),
+    }.items()
     for key in keys.split()
 }
-Options = dict[str, tuple[str, int]]  # key -> text of its value, line
 
 
 def parse_cfg(text: str, name: str = "cfg") -> Network:
     """Text of a .cfg -> typed sections.  `name` stands in messages.
     Raises ValueError `name:line: ...` for what is not supported, mistyped or not a value."""
-    sections: list[Section] = []
+    sections = []
     for kind, line, options in raw_sections(text, name):
-        kind = "net" if kind == "network" else kind
-        values = section_values(kind, line, options, name)
+        if kind not in KINDS:
+            expected = ", ".join(KINDS)
+            raise ValueError(f"{name}:{line}: [{kind[:40]}] is not supported, expected {expected}")
+        values = section_values(kind, options, name)
         for key in {"layers", "from", "anchors"} & _keys(kind).keys() - options.keys():
             raise ValueError(f"{name}:{line}: [{kind}] has no {key}")
         lines = {"": line} | {key: number for key, (_, number) in options.items()}
@@ -270,9 +267,9 @@ def parse_cfg(text: str, name: str = "cfg") -> Network:
         raise ValueError(f"{name}: does not start with [net], expected a Darknet .cfg")
     network = Network(net, tuple(sections), name)
     if net.policy == "steps" and len(net.steps) != len(net.scales):
-        found = f"{len(net.steps)} and {len(net.scales)}"
         raise ValueError(
-            f"{network.where(net, 'steps')} steps and scales differ in length: {found}"
+            f"{network.where(net, 'steps')} steps and scales differ in length: "
+            f"{len(net.steps)} and {len(net.scales)}"
         )
     return network
 
@@ -284,14 +281,15 @@ def read_cfg(path: str | Path) -> Network:
 
 def raw_sections(text, name, kind=""):
     """Text in the form of a .cfg -> (kind, line of the header, options) of each section.
+    options: key -> (text of its value, line).
     `kind`: of the first lines, where a file has them before any header, as a .data file."""
-    found: list[tuple[str, int, Options]] = [(kind, 0, {})] if kind else []
+    found = [(kind, 0, {})] if kind else []
     for number, raw in enumerate(text.splitlines(), 1):
-        line = raw.split("#")[0].split(";")[0].strip()
+        line = re.split("[#;]", raw)[0].strip()
         if line.startswith("["):
             found.append((line.strip("[]").strip().lower(), number, {}))
         elif "=" in line and found:
-            key, value = (part.strip() for part in line.split("=", 1))
+            key, value = re.split(r"\s*=\s*", line, maxsplit=1)
             found[-1][2].setdefault(key.lower(), (value, number))  # Darknet takes the first of two
         elif line:
             expected = "key=value" if found else "[section]"
@@ -299,13 +297,10 @@ def raw_sections(text, name, kind=""):
     return found
 
 
-def section_values(kind, line, options, name):
-    """Options of a section, see `raw_sections` -> values of its fields."""
-    if kind not in KINDS:
-        expected = ", ".join(KINDS)
-        raise ValueError(f"{name}:{line}: [{kind[:40]}] is not supported, expected {expected}")
+def section_values(kind, options, name):
+    """Options of a section of KINDS, see `raw_sections` -> values of its fields."""
     if kind == "convolutional" and options.pop("cbn", "0")[0] != "0":
-        options["batch_normalize"] = "2", line
+        options["batch_normalize"] = "2", 0
     known, ignored, values = _keys(kind), WITHOUT_EFFECT.get(kind, "").split(), {}
     for key, (text, number) in options.items():
         where = f"{name}:{number}: [{kind}] {key[:40]}={text[:60]}"
@@ -316,8 +311,8 @@ def section_values(kind, line, options, name):
                 raise ValueError(f"{where}, expected {error}") from None
         elif key not in ignored and (key not in NOT_SUPPORTED or text != "0"):
             close = difflib.get_close_matches(key, known, 1)
-            hint = NOT_SUPPORTED.get(key) or "".join(f"did you mean {other}?" for other in close)
-            raise ValueError(f"{where} is not supported" + (hint and f": {hint}"))
+            hint = NOT_SUPPORTED.get(key) or "".join(f": did you mean {other}?" for other in close)
+            raise ValueError(f"{where} is not supported{hint}")
         elif key == "dynamic_minibatch" and text != "0":
             warnings.warn(f"{where} has no effect", stacklevel=2)
     return values
@@ -340,14 +335,14 @@ def _value(key, text, hint):
     if get_origin(hint) is tuple:
         parts = text.strip(", ").split(",")
         return tuple(_value(key, part, get_args(hint)[0]) for part in parts)
-    low, high = RANGES.get(key, (-MAX_NUMBER, MAX_NUMBER))
+    low, high = RANGES.get(key, (-1e12, 1e12))
     try:
         value = hint(text)
     except ValueError:
         value = float("nan")
     if not low <= value <= high:
-        limits = f" in {low:g}..{high:g}" if key in RANGES else ""
-        raise ValueError(f"a {'whole ' if hint is int else ''}number{limits}")
+        kind = "whole number" if hint is int else "number"
+        raise ValueError(f"a {kind} in {low:g}..{high:g}")
     return value
 
 
@@ -368,21 +363,21 @@ def format_cfg(net: Net, sections: tuple[Section, ...]) -> str:
             return (", " if value and isinstance(value[0], tuple) else ",").join(map(text, value))
         return f"{value:.9g}" if isinstance(value, float | bool) else str(value)
 
-    blocks = []
+    lines = []
     for section in (net, *sections):
-        lines = [f"[{section.kind}]"]
+        lines.append(f"[{section.kind}]")
         for key, f in _keys(section.kind).items():
             value = getattr(section, f.name)
             if key in ALWAYS_WRITTEN.split() or value != f.default:
                 lines.append(f"{key}={text(value)}")
-        blocks.append("\n".join(lines) + "\n")
-    return "\n".join(blocks)
+        lines.append("")
+    return "\n".join(lines)
 
 
 def read_data(path):
     """Reads a .data file.  Its paths are resolved against the file's folder where they exist there,
     as users move such folders; else they stay relative to the current one, as in Darknet."""
-    ((_, _, found), *_) = raw_sections(read_text(path), str(path), "data")
+    found = raw_sections(read_text(path), str(path), "data")[0][2]
     options = {key: value for key, (value, _) in found.items()}
     for key in {"train", "valid", "difficult", "names", "backup"} & options.keys():
         value = options[key].replace("\\", "/")
@@ -401,9 +396,8 @@ def names_of_classes(names, classes, where="names"):
     Raises ValueError with the file, or else `where`, unless there is one per class."""
     if isinstance(names, str | Path):
         where, names = names, read_names(names)
-    elif not names:
-        names = map(str, range(classes))
-    names = list(names)
+    else:
+        names = list(names or map(str, range(classes)))
     if len(names) != classes:
         raise ValueError(f"{where}: {len(names)} names, but the network has {classes} classes")
     return names

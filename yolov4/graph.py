@@ -21,10 +21,10 @@ from yolov4.cfg import (
 
 Shape = tuple[int, int, int]  # channels, height, width
 IMAGE = -1  # the source that is the network's input
-# What a network may ask for, checked before anything is allocated: layers, floats of weights,
-# values of a layer for one image.  YOLOv4-P7, the largest known, has 290 million floats; YOLOv4 at
-# 4096 x 4096 has a layer of 540 million values.
-MAX_LAYERS, MAX_FLOATS, MAX_VALUES = 10_000, 1 << 30, 1 << 30
+# What a network may ask for, checked before anything is allocated: layers; floats of weights, and
+# of a layer's output for one image.  YOLOv4-P7, the largest known, has 290 million weights; YOLOv4
+# at 4096 x 4096 has an output of 540 million values.
+MAX_LAYERS, MAX_FLOATS = 10_000, 1 << 30
 
 
 class Layer(NamedTuple):
@@ -38,7 +38,7 @@ class Layer(NamedTuple):
     output_shape: Shape
     parameters: int
     flops: int
-    frees: tuple[int, ...] = ()  # outputs that nothing reads after this layer
+    frees: list[int]  # outputs that nothing reads after this layer
 
 
 def plan_layers(network):
@@ -51,65 +51,63 @@ def plan_layers(network):
         )
     if not 0 < len(sections) <= MAX_LAYERS:
         raise ValueError(f"{name}: has {len(sections)} layers, expected 1..{MAX_LAYERS}")
-    layers: list[Layer] = []
+    layers = []
     for index, section in enumerate(sections):
         try:
             sources = _sources(section, index)
             shapes = [image if s == IMAGE else layers[s].output_shape for s in sources]
-            layers.append(Layer(index, section, sources, shapes[0], *_output(section, shapes)))
+            layers.append(Layer(index, section, sources, shapes[0], *_output(section, shapes), []))
         except ValueError as error:
             raise ValueError(f"{network.where(section)} {error}") from None
     if (floats := sum(layer.parameters for layer in layers)) > MAX_FLOATS:
         raise ValueError(
             f"{name}: has {floats:,} floats of weights, expected at most {MAX_FLOATS:,}"
         )
-    last_reader = {source: layer.index for layer in layers for source in layer.sources}
-    return tuple(
-        layer._replace(
-            frees=tuple(s for s in dict.fromkeys(layer.sources) if last_reader[s] == layer.index)
-        )
-        for layer in layers
-    )
+    last_reader = {source: layer for layer in layers for source in layer.sources}
+    for source, layer in last_reader.items():
+        layer.frees.append(source)
+    return tuple(layers)
 
 
 def find_heads(network, layers):
     """The heads in the order of the file.
     Raises ValueError `name:line: ...` where mask, anchors, filters or sizes do not fit together."""
-    return tuple(
-        _head(network, layer, layers[layer.index - 1].section)
-        for layer in layers
-        if isinstance(layer.section, Yolo)
-    )
-
-
-def _head(network, layer, before):
-    (net, _, _), yolo, (channels, rows, columns) = network, layer.section, layer.input_shape
-    mask = yolo.mask or tuple(range(yolo.num))
-    if len(yolo.anchors) != yolo.num:
-        where = network.where(yolo, "anchors")
-        raise ValueError(f"{where} has {len(yolo.anchors)} anchors, but num={yolo.num}")
-    for anchor in mask:
-        if not 0 <= anchor < yolo.num:
-            where = network.where(yolo, "mask")
-            raise ValueError(f"{where} mask {anchor}, but num={yolo.num} (0..{yolo.num - 1})")
-    if channels != (expected := len(mask) * (yolo.classes + 5)):
-        raise ValueError(
-            f"{network.where(before, 'filters')} filters={channels} before a [yolo], expected "
-            f"{expected} = {len(mask)} anchors * ({yolo.classes} classes + 5); `python -m yolov4 "
-            "cfg yolov4 --classes N --out my.cfg` writes a cfg for N classes"
-        )
-    logistic = isinstance(before, Convolutional) and before.activation == "logistic"
-    if yolo.new_coords and not logistic:
-        where = network.where(before, "activation")
-        raise ValueError(f"{where} before a [yolo] with new_coords=1, expected activation=logistic")
-    stride = net.width // columns
-    if net.width != stride * columns or net.height != stride * rows:
-        raise ValueError(
-            f"{network.where(yolo)} has {columns}x{rows} cells for a network of {net.width}x"
-            f"{net.height}, expected a size that the stride divides (a multiple of 32 as a rule)"
-        )
-    keys = vars(yolo) | {"mask": mask, "anchors": tuple(yolo.anchors[m] for m in mask)}
-    return Head(**keys, all_anchors=yolo.anchors, index=layer.index, stride=stride)
+    heads = []
+    for layer in layers:
+        yolo, (channels, rows, columns) = layer.section, layer.input_shape
+        if not isinstance(yolo, Yolo):
+            continue
+        if len(yolo.anchors) != yolo.num:
+            where = network.where(yolo, "anchors")
+            raise ValueError(f"{where} has {len(yolo.anchors)} anchors, but num={yolo.num}")
+        mask = yolo.mask or tuple(range(yolo.num))
+        for anchor in mask:
+            if not 0 <= anchor < yolo.num:
+                where = network.where(yolo, "mask")
+                raise ValueError(f"{where} mask {anchor}, but num={yolo.num} (0..{yolo.num - 1})")
+        before = layers[layer.index - 1].section
+        if channels != (expected := len(mask) * (yolo.classes + 5)):
+            raise ValueError(
+                f"{network.where(before, 'filters')} filters={channels} before a [yolo], expected "
+                f"{expected} = {len(mask)} anchors * ({yolo.classes} classes + 5); `python -m "
+                "yolov4 cfg yolov4 --classes N --out my.cfg` writes a cfg for N classes"
+            )
+        logistic = isinstance(before, Convolutional) and before.activation == "logistic"
+        if yolo.new_coords and not logistic:
+            raise ValueError(
+                f"{network.where(before, 'activation')} before a [yolo] with new_coords=1, "
+                "expected activation=logistic"
+            )
+        width, height = network.net.width, network.net.height
+        stride = width // columns
+        if (width, height) != (stride * columns, stride * rows):
+            raise ValueError(
+                f"{network.where(yolo)} has {columns}x{rows} cells for a network of {width}x"
+                f"{height}, expected a size that the stride divides (a multiple of 32 as a rule)"
+            )
+        keys = vars(yolo) | {"mask": mask, "anchors": tuple(yolo.anchors[m] for m in mask)}
+        heads.append(Head(**keys, all_anchors=yolo.anchors, index=layer.index, stride=stride))
+    return tuple(heads)
 
 
 def _sources(section, index):
@@ -127,8 +125,7 @@ def _output(section, shapes):
     """Output shape, parameters and FLOPs of a section that reads layers of these shapes."""
     channels, height, width = shapes[0]
     if len({shape[1:] for shape in shapes}) > 1 and not isinstance(section, ScaleChannels):
-        sizes = ", ".join(f"{shape[2]}x{shape[1]}" for shape in shapes)
-        raise ValueError(f"joins layers of {sizes}, expected one size")
+        raise ValueError(f"joins layers of shapes {shapes}, expected one height and width")
     parameters = flops = 0
     match section:
         case Convolutional(groups=groups, filters=filters, size=size, dilation=dilation):
@@ -138,7 +135,7 @@ def _output(section, shapes):
                 raise ValueError(f"{size=} does not go with {padding=} and {dilation=}")
             if channels % groups or filters % groups:
                 raise ValueError(f"{groups=} does not divide {channels} channels, {filters=}")
-            height, width = _windows(shapes[0], size, section.stride, 2 * padding)
+            height, width = _windows(height, width, size, section.stride, 2 * padding)
             weights = filters * channels // groups * size**2
             parameters = weights + filters * (4 if section.batch_normalize else 1)
             flops, channels = 2 * weights * height * width, filters
@@ -146,7 +143,7 @@ def _output(section, shapes):
             size, stride, padding = maxpool_window(section)
             if not 0 <= padding <= size:
                 raise ValueError(f"{size=} does not go with {padding=}")
-            height, width = _windows(shapes[0], size, stride, padding)
+            height, width = _windows(height, width, size, stride, padding)
             flops = size**2 * channels * height * width
         case Route(groups=groups, group_id=group_id):
             if any(shape[0] % groups for shape in shapes) or not 0 <= group_id < groups:
@@ -160,25 +157,24 @@ def _output(section, shapes):
         case Avgpool():
             height = width = 1
         case ScaleChannels() | Sam():
-            expected = output = shapes[1]
+            expected = channels, height, width = shapes[1]
             if isinstance(section, ScaleChannels):
-                expected = (1, *output[1:]) if section.scale_wh else (output[0], 1, 1)
+                expected = (1, height, width) if section.scale_wh else (channels, 1, 1)
             if shapes[0] != expected:
                 raise ValueError(f"has factors of shape {shapes[0]}, expected {expected}")
-            channels, height, width = output
         case Reorg(stride=stride) | Reorg3d(stride=stride):
             old = isinstance(section, Reorg)
             if height % stride or width % stride or (old and channels % stride**2):
                 raise ValueError(f"{stride=} does not divide {width} x {height} x {channels}")
             channels, height, width = channels * stride**2, height // stride, width // stride
-    if min(height, width) < 1 or channels * height * width > MAX_VALUES:
-        raise ValueError(f"has {width} x {height} x {channels} outputs, expected 1..{MAX_VALUES:,}")
+    if min(height, width) < 1 or channels * height * width > MAX_FLOATS:
+        raise ValueError(f"has {width} x {height} x {channels} outputs, expected 1..{MAX_FLOATS:,}")
     return (channels, height, width), parameters, flops
 
 
-def _windows(shape, size, stride, padding):
+def _windows(height, width, size, stride, padding):
     """Rows and columns of windows on a layer that is padded by `padding` in all, truncated."""
-    return (shape[1] + padding - size) // stride + 1, (shape[2] + padding - size) // stride + 1
+    return [(side + padding - size) // stride + 1 for side in (height, width)]
 
 
 def convolution_padding(section):

@@ -10,7 +10,6 @@ from yolov4.cfg import (
     Net,
     Network,
     Route,
-    Section,
     Shortcut,
     Upsample,
     Yolo,
@@ -20,7 +19,6 @@ from yolov4.cfg import (
 )
 from yolov4.graph import find_heads, plan_layers
 
-Layers = list[Section]
 COCO = parse_anchors("12,16, 19,36, 40,28, 36,75, 76,55, 72,146, 142,110, 192,243, 459,401")
 TINY = parse_anchors("10,14, 23,27, 37,58, 81,82, 135,169, 344,319")
 SHAPES = parse_anchors("20,20, 26,26, 32,32, 38,38, 46,46, 56,56")
@@ -35,10 +33,15 @@ HEAD = {
 }  # fmt: skip
 
 
+# The blocks: each returns a layer or a list of layers.
 def conv(filters, size=1, stride=1):
     return Convolutional(
         filters=filters, size=size, stride=stride, batch_normalize=1, pad=True, activation="leaky"
     )
+
+
+def down(filters):
+    return conv(filters, 3, stride=2)
 
 
 def convs(*filters):
@@ -51,8 +54,8 @@ def route(*layers, **keys):
 
 
 SPP = [  # max pooling of several sizes beside the layer before, joined
-    Maxpool(size=5, stride=1), route(-2), Maxpool(size=9, stride=1), route(-4),
-    Maxpool(size=13, stride=1), route(-1, -3, -5, -6),
+    Maxpool(size=5), route(-2), Maxpool(size=9), route(-4),
+    Maxpool(size=13), route(-1, -3, -5, -6),
 ]  # fmt: skip
 
 
@@ -66,7 +69,7 @@ def csp_stage(filters, blocks, branch=0, hidden=0):
     branch = branch or filters // 2
     residual = [*convs(hidden or branch, branch), Shortcut(from_=(-3,))]
     body = [conv(branch), *residual * blocks, conv(branch)]
-    return [conv(filters, 3, stride=2), *csp(filters, branch, body)]
+    return [down(filters), *csp(filters, branch, body)]
 
 
 def tiny_stage(filters):
@@ -84,20 +87,22 @@ def csp_block(filters):
     return [conv(filters), *csp(filters, filters, convs(*[filters] * 4))]
 
 
-def make_heads(anchors, classes, common, *each):
+def make_heads(anchors, classes, each, **common):
     """Heads from fine to coarse: 3x3 with the given filters, 1x1 to A * (5 + C) logits, and [yolo]
-    with the `common` keys and its own.  The anchors are shared out in order, as many for each."""
+    with the keys of HEAD, the `common` ones and its own (each: filters -> keys).  The anchors are
+    shared out in order, as many for each."""
     count, rest = divmod(len(anchors), len(each))
-    if rest or not count:
+    if rest:
         raise ValueError(f"{len(anchors)} anchors, expected a multiple of {len(each)} heads")
+    # Darknet's convolution before a new_coords head is logistic
+    activation = "logistic" if "new_coords" in common else "linear"
+    logits = Convolutional(filters=count * (5 + classes), pad=True, activation=activation)
     heads = []
-    for number, (filters, own) in enumerate(each):
+    for number, (filters, own) in enumerate(each.items()):
         mask = tuple(range(number * count, (number + 1) * count))
-        keys = {"mask": mask, "classes": classes, "num": len(anchors)} | common | own
-        # Darknet's convolution before a new_coords head is logistic
-        activation = "logistic" if "new_coords" in keys else "linear"
-        logits = Convolutional(filters=count * (5 + classes), pad=True, activation=activation)
-        heads.append([conv(filters, 3), logits, Yolo(anchors=anchors, **keys)])
+        keys = {"mask": mask} | HEAD | common | own
+        yolo = Yolo(anchors=anchors, num=len(anchors), classes=classes, **keys)
+        heads.append([conv(filters, 3), logits, yolo])
     return heads
 
 
@@ -110,7 +115,7 @@ def panet(laterals, block, heads):
     layers = [conv(filters), Upsample(stride=2), route(lateral), conv(filters), route(-1, -3)]
     layers += block(filters) + panet(finer, block, heads[:-1])
     filters = heads[-1][0].filters // 2
-    layers += [route(-4), conv(filters, 3, stride=2)]  # before the finer head's three layers
+    layers += [route(-4), down(filters)]  # before the finer head's three layers
     return [*layers, route(-1, -1 - len(layers)), *block(filters), *heads[-1]]
 
 
@@ -122,10 +127,7 @@ def activated(layers, activation):
     ]
 
 
-def large(
-    stem, middle, block, heads,
-    activation, neck,
-):  # fmt: skip
+def large(stem, middle, block, heads, activation, neck):
     """CSPDarknet53 after its first stage `stem`, SPP, and PANet to strides 8, 16 and 32."""
     stride8 = [*stem, *csp_stage(128, blocks=2), *csp_stage(256, blocks=8)]
     stride16 = stride8 + csp_stage(512, blocks=8)
@@ -149,43 +151,45 @@ def network(layers, classes, changes, **keys):
 
 def yolov4(*, classes=80, anchors=COCO, activation="mish", neck="leaky", **changes):
     """YOLOv4.  `activation`: of the backbone; `neck`: of the rest; `changes`: keys of [net]."""
-    heads = make_heads(
-        anchors, classes, HEAD, (256, {"scale_x_y": 1.2}), (512, {"scale_x_y": 1.1}),
-        (1024, {"scale_x_y": 1.05, "random": 1.0}),
-    )  # fmt: skip
+    each = {
+        256: {"scale_x_y": 1.2},
+        512: {"scale_x_y": 1.1},
+        1024: {"scale_x_y": 1.05, "random": 1.0},
+    }
     stem = [conv(32, 3), *csp_stage(64, blocks=1, branch=64, hidden=32)]
     middle = [*convs(512, 1024, 512), *SPP, *convs(512, 1024, 512)]
+    heads = make_heads(anchors, classes, each)
     layers = large(stem, middle, plain_block, heads, activation, neck)
-    keys = {"width": 608, "height": 608, "learning_rate": 0.0013}
-    return network(layers, classes, changes, **keys)
+    return network(layers, classes, changes, width=608, height=608, learning_rate=0.0013)
 
 
 def yolov4_csp(*, classes=80, anchors=COCO, activation="mish", **changes):
     """Scaled-YOLOv4: CSP blocks in the neck too, and heads with logistic coordinates."""
-    keys = HEAD | {
-        "jitter": 0.1, "resize": 1.5, "iou_thresh": 0.2, "iou_normalizer": 0.05,
-        "cls_normalizer": 0.5, "nms_kind": "diounms", "new_coords": True, "scale_x_y": 2.0,
-    }  # fmt: skip
-    smooth = {"objectness_smooth": True}
+    each = {
+        256: {"obj_normalizer": 4.0},
+        512: {"objectness_smooth": True},
+        1024: {"objectness_smooth": True, "obj_normalizer": 0.4, "max_delta": 2.0},
+    }
     heads = make_heads(
-        anchors, classes, keys, (256, {"obj_normalizer": 4.0}), (512, smooth),
-        (1024, smooth | {"obj_normalizer": 0.4, "max_delta": 2.0}),
+        anchors, classes, each, jitter=0.1, resize=1.5, iou_thresh=0.2, iou_normalizer=0.05,
+        cls_normalizer=0.5, nms_kind="diounms", new_coords=True, scale_x_y=2.0,
     )  # fmt: skip
-    stem = [conv(32, 3), conv(64, 3, stride=2), *convs(32, 64), Shortcut(from_=(-3,))]
+    stem = [conv(32, 3), down(64), *convs(32, 64), Shortcut(from_=(-3,))]
     middle = csp(512, 512, [*convs(512, 512, 512), *SPP, *convs(512, 512)])
     layers = large(stem, middle, csp_block, heads, activation, activation)
-    keys = {"width": 512, "height": 512, "letter_box": True, "ema_alpha": 0.9998}
-    return network(layers, classes, changes, **keys)
+    return network(
+        layers, classes, changes, width=512, height=512, letter_box=True, ema_alpha=0.9998
+    )
 
 
 def yolov4_tiny(*, classes=80, anchors=TINY, activation="leaky", **changes):
     """YOLOv4-tiny: three CSP blocks of half the channels, two heads."""
-    keys = HEAD | {"resize": 1.5, "iou_thresh": 1.0, "max_delta": float("inf"), "scale_x_y": 1.05}
     # upstream leaves the smallest anchor without a head
-    second = {"mask": tuple(range(1, 1 + len(anchors) // 2))}
-    fine, coarse = make_heads(anchors, classes, keys, (256, second), (512, {}))
-    stem = [conv(32, 3, stride=2), conv(64, 3, stride=2)]
-    backbone = [*stem, *tiny_stage(64), *tiny_stage(128), *tiny_stage(256)]
+    each = {256: {"mask": tuple(range(1, 1 + len(anchors) // 2))}, 512: {}}
+    fine, coarse = make_heads(
+        anchors, classes, each, resize=1.5, iou_thresh=1.0, max_delta=float("inf"), scale_x_y=1.05
+    )
+    backbone = [down(32), down(64), *tiny_stage(64), *tiny_stage(128), *tiny_stage(256)]
     stride16 = len(backbone) - 3  # before the last stage's route and pooling
     up = [route(-4), conv(128), Upsample(stride=2), route(-1, stride16)]
     return network(
@@ -197,9 +201,8 @@ def yolov4_tiny(*, classes=80, anchors=TINY, activation="leaky", **changes):
 
 def yolov4_shapes(*, classes=3, anchors=SHAPES, activation="mish", **changes):
     """YOLOv4 in small to try on a CPU: the same stages, SPP, PANet and loss; strides 8 and 16."""
-    keys = HEAD | {"resize": 1.5, "scale_x_y": 1.05}
-    heads = make_heads(anchors, classes, keys, (48, {}), (64, {}))
-    stride8 = [conv(16, 3, stride=2), *csp_stage(32, blocks=1), *csp_stage(48, blocks=1)]
+    heads = make_heads(anchors, classes, {48: {}, 64: {}}, resize=1.5, scale_x_y=1.05)
+    stride8 = [down(16), *csp_stage(32, blocks=1), *csp_stage(48, blocks=1)]
     backbone = activated(stride8 + csp_stage(96, blocks=1), activation)
     neck = [conv(48), *SPP, conv(48), *panet([(len(stride8) - 1, 32)], csp_block, heads)]
     return network(
@@ -226,20 +229,18 @@ def build(name: str, **changes) -> Network:
     Raises ValueError for a name that is not in PRESETS and for values that make no network."""
     if name not in PRESETS:
         raise ValueError(f"network {name!r} is not known, expected one of {', '.join(PRESETS)}")
-    network = PRESETS[name](**changes)
-    if network.net.width % 32 or network.net.height % 32:
-        size = f"{network.net.width} x {network.net.height}"
-        raise ValueError(f"{name}: size {size}, expected multiples of 32")
-    network = parse_cfg(format_cfg(network.net, network.sections), name)  # checks every value
+    net, sections, _ = PRESETS[name](**changes)
+    if net.width % 32 or net.height % 32:
+        raise ValueError(f"{name}: size {net.width} x {net.height}, expected multiples of 32")
+    network = parse_cfg(format_cfg(net, sections), name)  # checks every value
     find_heads(network, plan_layers(network))
     return network
 
 
 def cfg_text(name, command, **changes):
     """Text of a .cfg whose first line is the command that writes it; `changes`: see `build`."""
-    network = build(name, **changes)
-    text = format_cfg(network.net, network.sections)
-    return f"# Written by: python -m yolov4 cfg {command}\n{text}"
+    net, sections, _ = build(name, **changes)
+    return f"# Written by: python -m yolov4 cfg {command}\n{format_cfg(net, sections)}"
 
 
 def project_files():

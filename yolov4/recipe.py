@@ -6,7 +6,7 @@ from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
-from yolov4.cfg import Convolutional, Yolo, raw_sections, section_values
+from yolov4.cfg import Yolo, raw_sections, section_values
 from yolov4.files import read_text
 from yolov4.graph import find_heads, plan_layers
 
@@ -64,11 +64,12 @@ def read_recipe(name):
         raise ValueError(f"--recipe {name}: no such file, and no cfg/{name}.recipe")
     recipe = Recipe({}, {}, {})
     for kind, line, options in raw_sections(read_text(path), str(path)):
-        if kind not in recipe._fields:
+        if kind == "train":
+            recipe.train.update((key, value) for key, (value, _) in options.items())
+        elif kind in ("net", "yolo"):
+            getattr(recipe, kind).update(section_values(kind, options, str(path)))
+        else:
             raise ValueError(f"{path}:{line}: [{kind}], expected [train], [net] or [yolo]")
-        flags = {key: value for key, (value, _) in options.items()}
-        keys = flags if kind == "train" else section_values(kind, line, options, str(path))
-        getattr(recipe, kind).update(keys)
     return recipe
 
 
@@ -89,13 +90,13 @@ def with_yolov5_heads(network):
     # of objectness, from the finest head to the coarsest
     balance = (4.0, 1.0, 0.4) if len(heads) <= 3 else (4.0, 1.0, 0.25, 0.06, 0.02)
     for head, weight in zip(heads, balance, strict=False):
-        before, yolo = sections[head.index - 1 : head.index + 1]
-        if not isinstance(before, Convolutional) or before.activation not in ("linear", "logistic"):
-            found = f"{network.where(yolo)} comes after [{before.kind}]"
-            raise ValueError(f"{found}, expected a linear or logistic convolution")
+        place = slice(head.index - 1, head.index + 1)
+        before, yolo = sections[place]
+        if before.kind != "convolutional" or before.activation not in ("linear", "logistic"):
+            where = network.where(yolo)
+            raise ValueError(f"{where} is not after a linear or logistic convolution")
         share = 3 / len(heads)
-        sections[head.index - 1] = replace(before, activation="logistic")
-        sections[head.index] = replace(
+        sections[place] = replace(before, activation="logistic"), replace(
             yolo, new_coords=True, scale_x_y=2.0, iou_normalizer=0.05 * share,
             obj_normalizer=weight * net.width * net.height / 640**2 * share,
             cls_normalizer=0.5 * yolo.classes / 80 * share,
@@ -108,13 +109,15 @@ def configured(network, settings, images, say):
     A given number of iterations moves the steps in proportion and limits burn-in to a tenth."""
     if settings.recipe:
         network = with_recipe(network, read_recipe(settings.recipe))
-    net, iterations = network.net, settings.max_batches
-    keys = ("batch", "subdivisions", "learning_rate", "policy", "width", "height")
-    given = {key: value for key in keys if (value := getattr(settings, key)) is not None}
+    net = network.net
+    given = {
+        key: value
+        for key, value in vars(settings).items()
+        if key in vars(net) and value is not None
+    }
     if settings.epochs:
-        iterations = ceil(settings.epochs * images / given.get("batch", net.batch))
-    if iterations is not None:
-        given["max_batches"] = iterations
+        given["max_batches"] = ceil(settings.epochs * images / given.get("batch", net.batch))
+    if iterations := given.get("max_batches"):
         length = net.max_batches or iterations
         given["steps"] = tuple(round(step * iterations / length) for step in net.steps)
         given["burn_in"] = min(net.burn_in, ceil(iterations / 10))

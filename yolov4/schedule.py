@@ -10,8 +10,6 @@ from yolov4.cfg import Net
 
 def learning_rate(iteration: int, net: Net) -> float:
     """Rate of the update that ends `iteration`, counted from 1: burn-in, then the policy."""
-    if iteration < net.burn_in:
-        return net.learning_rate * (iteration / net.burn_in) ** net.power
     return net.learning_rate * _factor(iteration, net)
 
 
@@ -37,6 +35,8 @@ def _warm_up(start, value, iteration, net):
 
 
 def _factor(iteration, net):
+    if iteration < net.burn_in:
+        return (iteration / net.burn_in) ** net.power
     match net.policy:
         case "steps":
             pairs = zip(net.steps, net.scales, strict=True)
@@ -50,13 +50,13 @@ def _factor(iteration, net):
         case "sigmoid":
             return 1 / (1 + math.exp(net.gamma * (iteration - net.step)))
         case "sgdr":
-            start, length = 0, net.sgdr_cycle or net.max_batches
-            while start + length < iteration:  # each cycle is sgdr_mult times as long as the last
-                start, length = start + length, length * net.sgdr_mult
-            return _cosine(iteration - start, length, net.learning_rate_min / net.learning_rate)
+            done, length = iteration, net.sgdr_cycle or net.max_batches
+            while done > length:  # each cycle is sgdr_mult times as long as the last
+                done, length = done - length, length * net.sgdr_mult
+            return _cosine(done, length, net.learning_rate_min / net.learning_rate)
         case "onecycle":
-            done, length = iteration - net.burn_in, net.max_batches - net.burn_in
-            return _cosine(done, length, net.final_fraction)
+            length = net.max_batches - net.burn_in
+            return _cosine(iteration - net.burn_in, length, net.final_fraction)
     return 1.0  # constant; Darknet treats "sig" as that too
 
 
