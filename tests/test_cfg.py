@@ -103,7 +103,7 @@ def test_line_ends_comments_spaces_case_and_a_second_key_do_not_matter(tmp_path)
 
 
 def test_defaults_are_those_of_darknet():
-    text = "[net]\n[convolutional]\n[maxpool]\n[yolo]\nanchors=1,1\n"
+    text = "[network]\n[convolutional]\n[maxpool]\n[yolo]\nanchors=1,1\n"
     net, (convolution, maxpool, yolo), _ = parse_cfg(text)
     assert convolution == Convolutional(activation="logistic", size=1, stride=1, filters=1)
     assert maxpool == Maxpool(stride=1, padding=-1)

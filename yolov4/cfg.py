@@ -255,6 +255,7 @@ def parse_cfg(text: str, name: str = "cfg") -> Network:
     Raises ValueError `name:line: ...` for what is not supported, mistyped or not a value."""
     sections = []
     for kind, line, options in raw_sections(text, name):
+        kind = "net" if kind == "network" else kind
         if kind not in KINDS:
             expected = ", ".join(KINDS)
             raise ValueError(f"{name}:{line}: [{kind[:40]}] is not supported, expected {expected}")
