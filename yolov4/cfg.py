@@ -2,14 +2,13 @@
 Source: the parse_* functions of Darknet's src/parser.c, and src/option_list.c."""
 
 import difflib
-import os
 import re
 import warnings
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args, get_origin
 
-from yolov4.files import read_text
+from yolov4.files import CFG, locate, read_text
 
 Activation = Literal[
     "logistic", "linear", "leaky", "mish", "swish", "relu", "relu6", "elu", "selu", "gelu", "tanh",
@@ -231,6 +230,9 @@ NOT_SUPPORTED = {  # keys that are an error unless 0, each with a hint
     "dontload": ": a .weights file holds every layer",
     "dontloadscales": ": a .weights file holds every layer",
 }
+KNOWN_NAMES = {80: "coco.names", 20: "voc.names"}
+DATA_KEYS = "classes", "train", "valid", "names", "backup", "difficult", "test", "results", "eval"
+DATA_ALIASES = {"training": "train", "val": "valid", "validation": "valid"}  # of CVAT's subsets
 # Numbers that would only fail later, or not at all, are refused when read; those of other keys
 # beyond 1e12.
 RANGES = {
@@ -280,11 +282,10 @@ def read_cfg(path: str | Path) -> Network:
     return parse_cfg(read_text(path), str(path))
 
 
-def raw_sections(text, name, kind=""):
-    """Text in the form of a .cfg -> (kind, line of the header, options) of each section.
-    options: key -> (text of its value, line).
-    `kind`: of the first lines, where a file has them before any header, as a .data file."""
-    found = [(kind, 0, {})] if kind else []
+def raw_sections(text, name):
+    """Text of a .cfg -> (kind, line of the header, options) of each section.
+    options: key -> (text of its value, line)."""
+    found = []
     for number, raw in enumerate(text.splitlines(), 1):
         line = re.split("[#;]", raw)[0].strip()
         if line.startswith("["):
@@ -376,15 +377,25 @@ def format_cfg(net: Net, sections: tuple[Section, ...]) -> str:
 
 
 def read_data(path):
-    """Reads a .data file.  Its paths are resolved against the file's folder where they exist there,
-    as users move such folders; else they stay relative to the current one, as in Darknet."""
-    found = raw_sections(read_text(path), str(path), "data")[0][2]
-    options = {key: value for key, (value, _) in found.items()}
-    for key in {"train", "valid", "difficult", "names", "backup"} & options.keys():
-        value = options[key].replace("\\", "/")
-        beside = Path(path).parent / value
-        options[key] = str(beside) if os.path.exists(beside) else value
-    return options
+    """Reads a .data file as Darknet does: of two equal keys the first, comments only in lines of
+    their own, lines without `=` passed over with a warning.  Paths are resolved by `locate`.
+    Raises ValueError for a mistyped key."""
+    options = {}
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        key, sign, value = map(str.strip, line.partition("="))
+        key = DATA_ALIASES.get(key.lower(), key.lower())
+        if not key or key[0] in "#;":
+            continue
+        where = f"{path}:{number}: {key[:40]}"
+        if not value:
+            what = "is empty" if sign else "passed over, expected key = value"
+            warnings.warn(f"{where} {what}", stacklevel=2)
+        elif key not in DATA_KEYS and (close := difflib.get_close_matches(key, DATA_KEYS, 1, 0.75)):
+            raise ValueError(f"{where} is not known: did you mean {close[0]}?")
+        else:
+            options.setdefault(key, value)
+    paths = {key: str(locate(value, path)) for key, value in options.items() if key != "classes"}
+    return options | paths
 
 
 def read_names(path):
@@ -393,8 +404,12 @@ def read_names(path):
 
 
 def names_of_classes(names, classes, where="names"):
-    """Class names of a file, or those given, or the numbers of the classes where there are none.
+    """Class names of a file, or those given; where there are none, with a warning, COCO's of 80
+    classes, VOC's of 20, else their numbers.
     Raises ValueError with the file, or else `where`, unless there is one per class."""
+    if not names and classes in KNOWN_NAMES:
+        names = CFG / KNOWN_NAMES[classes]
+        warnings.warn(f"no class names given: taking those of {names}", stacklevel=2)
     if isinstance(names, str | Path):
         where, names = names, read_names(names)
     else:

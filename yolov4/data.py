@@ -3,8 +3,12 @@ Source: Darknet's src/data.c (get_paths, read_boxes, load_data_detection), src/d
 
 import contextlib
 import ctypes
+import glob
+import hashlib
 import math
 import multiprocessing
+import os
+import re
 import signal
 import sys
 import warnings
@@ -22,13 +26,19 @@ from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset
 
 from yolov4 import augment
-from yolov4.files import read_text
+from yolov4.files import locate, read_text
 
 LARGEST = 1 << 24  # value in a label: what float32 holds exactly
 MAX_PIXELS = 1 << 28  # of an image with the border that is put around it
 TRIES = 20  # images drawn for one place in a sample before it stays empty
 NO_IMAGE, NO_LABELS = "images that do not exist", "images without a label file"
 BAD_CLASS = "boxes of an unknown class"
+IN_PIXELS = "every box has values above 2, as if in pixels, expected 0..1 of the image's sides"
+SMALL = 8  # pixels of the network input
+IMAGES = (
+    ".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm",
+)  # fmt: skip
+BOXES = re.compile(r"(\s+-?[\d.]+(,-?[\d.]+){4,})+$")  # x1,y1,x2,y2,class ... behind an image
 
 
 def keep_freed_memory():
@@ -52,30 +62,50 @@ def label_path(image_path):
 
 
 def read_image_list(path):
-    """Image paths of a list, one per line; relative to the list's folder, else to the current."""
-    folder, lines = Path(path).parent, read_text(path).replace("\\", "/").splitlines()
-    images = [Path(line.strip()) for line in lines if line.strip()]
+    """Image paths: of a list, one per line and resolved by `locate`; of a folder and all below it;
+    of a glob.  Raises ValueError where there are none, and for lists with boxes in them."""
+    folder = Path(path).is_dir()
+    if folder or (glob.has_magic(str(path)) and not os.path.exists(path)):
+        pattern = f"{glob.escape(str(path))}/**" if folder else str(path)
+        found = sorted(glob.glob(pattern, recursive=True))
+        images = [Path(file) for file in found if file.lower().endswith(IMAGES)]
+    else:
+        lines = filter(None, map(str.strip, read_text(path).splitlines()))
+        images = [locate(line, path) for line in lines]
     if not images or not all(0 < len(image.name.encode()) < 256 for image in images):
         raise ValueError(f"{path}: found no image path or one without a usable name")
-    beside = ((image, folder / image) for image in images)  # an absolute path stays as it is
-    return [here if here.exists() or not image.exists() else image for image, here in beside]
+    if BOXES.search(str(images[0])):
+        raise ValueError(
+            f"{path}: a list with boxes behind each image (x1,y1,x2,y2,class), expected image "
+            f"paths alone; `yolov4 labels {path} --out FOLDER` converts it"
+        )
+    return images
+
+
+def outline_box(x, y):
+    """cx, cy, w, h of the box around points."""
+    left, top, right, bottom = min(x), min(y), max(x), max(y)
+    return (left + right) / 2, (top + bottom) / 2, right - left, bottom - top
 
 
 def read_labels(path):
     """Labels, float32 (n, 5): class, cx, cy, w, h, relative; none where there is no file, as in
     Darknet.  Raises ValueError with file and line for anything else."""
-    rows = [row for _, row in _label_rows(path)] if Path(path).exists() else []
+    rows = [row for _, row in label_rows(path)] if Path(path).exists() else []
     return np.array(rows, np.float32).reshape(-1, 5)
 
 
-def _label_rows(path):
+def label_rows(path):
     """(line, [class, cx, cy, w, h]) of each object."""
-    for number, line in enumerate(read_text(path, "replace").splitlines(), 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if values := line.split():
             try:
                 row = [int(values[0]), *map(float, values[1:])]
             except ValueError:
                 row = []
+            if len(row) > 6 and len(row) % 2:  # class, x, y, x, y, ...
+                warnings.warn("label rows with polygons: taken as their boxes", stacklevel=2)
+                row = [row[0], *outline_box(row[1::2], row[2::2])]
             if len(row) != 5 or row[0] < 0 or not all(abs(value) <= LARGEST for value in row):
                 found = f'{path}:{number}: found "{line.strip()[:60]}"'
                 raise ValueError(f'{found}, expected "class cx cy w h"')
@@ -101,9 +131,12 @@ class DatasetReport:
 
     source: str
     names: Sequence[str]
+    size: tuple[int, int]  # of the network input
     usable: list[Path] = field(default_factory=list)
     empty: int = 0
     boxes: Counter[int] = field(default_factory=Counter)
+    large: int = 0  # boxes with a value above 2
+    sides: list[float] = field(default_factory=list)  # longer one of each box, network pixels
     findings: dict[str, list] = field(default_factory=lambda: defaultdict(list))
 
     def lines(self):
@@ -114,13 +147,22 @@ class DatasetReport:
         rows = (f"  {name:<16} {n:>7}" for name, n in zip(self.names, counts, strict=True))
         notes = (f"  {len(f)} {what}, the first: {f[0]}" for what, f in self.findings.items())
         every = f"  counters_per_class={','.join(map(str, counts))}"
-        return [f"{self.source}: {head}, {self.boxes.total()} boxes", *rows, every, *notes]
+        lines = [f"{self.source}: {head}, {self.boxes.total()} boxes", *rows, every, *notes]
+        if 0 < (side := np.median(self.sides or [0])) < SMALL:
+            width, height = (math.ceil(each * SMALL / side / 32) * 32 for each in self.size)
+            lines.append(
+                f"  most boxes are below {SMALL} pixels of the network input: a larger one "
+                f"(--width {width} --height {height}), or --tiles in val and detect, finds more"
+            )
+        return lines
 
     def check(self):
         """Raises ValueError if the data cannot be trained on or evaluated."""
         for what in (NO_IMAGE, BAD_CLASS):
             if found := self.findings.get(what):
                 raise ValueError(f"{self.source}: found {len(found)} {what}: {found[0]}")
+        if self.boxes and self.large == self.boxes.total():
+            raise ValueError(f"{self.source}: {IN_PIXELS}")
         if not self.boxes:
             first = self.findings.get(NO_LABELS, ["every label file is empty"])[0]
             raise ValueError(f"{self.source}: found 0 boxes, expected labels with boxes: {first}")
@@ -129,7 +171,7 @@ class DatasetReport:
 def inspect(paths, names, size, source="images"):
     """Looks at all images and labels without decoding: first bytes tell whether a file is an image.
     names: of the classes; size: of the network input; source: what the report calls the list."""
-    report = DatasetReport(str(source), names)
+    report = DatasetReport(str(source), names, size)
     findings = report.findings
     for path in map(Path, paths):
         if not path.is_file():
@@ -143,11 +185,13 @@ def inspect(paths, names, size, source="images"):
         if not labels.exists():
             findings[NO_LABELS].append(labels)
             continue
-        rows = list(_label_rows(labels))
+        rows = list(label_rows(labels))
         report.empty += not rows
         for number, (label, *box) in rows:
             where = f"{labels}:{number}: found"
             report.boxes[label] += 1
+            report.large += max(box) > 2
+            report.sides.append(max(box[2] * size[0], box[3] * size[1]))
             if label >= len(names):
                 findings[BAD_CLASS].append(f"{where} class {label}, expected 0..{len(names) - 1}")
             if not all(0 < value <= 1 for value in box):
@@ -156,6 +200,23 @@ def inspect(paths, names, size, source="images"):
                 tiny = "boxes below one pixel of the network (not trained)"
                 findings[tiny].append(f"{where} {box[2]} {box[3]}")
     return report
+
+
+def duplicates(train, valid=()):
+    """Lines on images of equal content: copies within a list, and images in both."""
+    paths, sizes, groups = {*train, *valid}, defaultdict(set), defaultdict(lambda: ([], []))
+    for path in paths:
+        sizes[path.stat().st_size].add(path)
+    alone = {path for group in sizes.values() if len(group) == 1 for path in group}
+    for number, images in enumerate((train, valid)):
+        for path in dict.fromkeys(images):
+            same = path if path in alone else hashlib.md5(path.read_bytes()).digest()
+            groups[same][number].append(path)
+    found = {
+        "images with copies in their list": [g for both in groups.values() for g in both if g[1:]],
+        "images both in training and in validation": [a + b for a, b in groups.values() if a and b],
+    }
+    return [f"{len(f)} {what}, the first: {f[0][0]} = {f[0][1]}" for what, f in found.items() if f]
 
 
 class Sample(NamedTuple):

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from yolov4.data import label_path, read_image_list, read_labels
+from yolov4.data import IN_PIXELS, label_path, read_image_list, read_labels
 from yolov4.detector import Detector
 from yolov4.metrics import Evaluator, Result, Settings
 from yolov4.model import Darknet
@@ -53,6 +53,8 @@ def collect(
         name = images if isinstance(images, str | Path) else "images"
         where = f", expected labels as in {files[0]}" if files else ""
         raise ValueError(f"{name}: found 0 boxes in {len(paths)} images{where}")
+    if (torch.cat(targets)[:, 1:].amax(1) > 2).all():
+        raise ValueError(f"{images}: {IN_PIXELS}")
     if missing := [file for file in files if not file.exists()]:
         text = f"{len(missing)} of {len(paths)} images have no label file and count as empty"
         warnings.warn(f"{text}; the first would be {missing[0]}", stacklevel=2)

@@ -1,6 +1,7 @@
-"""Files: atomic writes, bounded text, downloads that resume and are checked.
+"""Files: atomic writes, bounded text, paths that files name, downloads that resume, are checked.
 Source: curl(1); addresses from Darknet's README, sizes computed from its cfgs."""
 
+import codecs
 import contextlib
 import hashlib
 import os
@@ -11,6 +12,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 MAX_TEXT = 1 << 28  # bytes of a cfg, list, label, XML or JSON file
+HERE = Path(__file__).resolve().parent
+# cfgs, recipes, .data and .names of the project: in the package, or beside it in a checkout
+CFG = next(filter(Path.is_dir, (HERE / "configs", HERE.parent / "cfg")))
 
 
 @contextlib.contextmanager
@@ -45,18 +49,38 @@ def replacing(path, keep=None):
             beside.unlink(missing_ok=True)
 
 
-def read_text(path, errors="strict"):
-    """Text of a UTF-8 file, with or without a byte order mark.  Raises ValueError for other bytes
-    and for more than MAX_TEXT."""
+def read_text(path):
+    """Text of a file in UTF-8 or UTF-16 with a byte order mark, UTF-8 or Latin-1 without one.
+    Raises ValueError for bytes that are no text and for more than MAX_TEXT."""
     with Path(path).open("rb") as file:  # not by its size: a device has none
         content = file.read(MAX_TEXT + 1)
     if len(content) > MAX_TEXT:
         raise ValueError(f"{path}: has more than {MAX_TEXT:,} bytes, expected a text file")
+    wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
-        return content.decode("utf-8-sig", errors)
-    except UnicodeDecodeError as error:
-        found = f"byte {content[error.start]:#04x} at {error.start}"
-        raise ValueError(f"{path}: is not text (UTF-8): {found}") from None
+        text = content.decode("utf-16" if wide else "utf-8-sig")
+    except UnicodeDecodeError:
+        text = content.decode("latin-1")
+    if "\0" in text:
+        raise ValueError(f"{path}: is not text: a zero byte at {content.index(0)}")
+    return text
+
+
+def locate(path, source):
+    """Where a path that is written in the file `source` leads: from the folder of the file, from
+    the current one, from the folder above; else without its first parts, since exports are unpacked
+    anywhere.  The path itself if nothing is there."""
+    path, folder = Path(path.replace("\\", "/")), Path(source).parent
+    shorter = (folder.joinpath(*path.parts[n:]) for n in range(1, len(path.parts)))
+    places = folder / path, path, folder.absolute().parent / path, *shorter
+    return next(filter(os.path.exists, places), path)
+
+
+def own_file(path, suffix):
+    """The path if there is such a file, else the project's own file of that name, if any:
+    `yolov4-tiny`, `cfg/voc.data`."""
+    own = CFG / (Path(path).name.removesuffix(suffix) + suffix)
+    return Path(path if os.path.isfile(path) or not own.is_file() else own)
 
 
 class Remote(NamedTuple):

@@ -1,42 +1,50 @@
-"""VOC XML and COCO JSON -> Darknet's label files, image lists, .names and .data; download of VOC.
-Source: Darknet's scripts/voc_label.py, scripts/get_coco_dataset.sh; cocodataset.org (format-data).
+"""Data sets of any tool -> Darknet's label files, image lists, .names and .data; download of VOC.
+Source: Darknet's scripts/voc_label.py, scripts/get_coco_dataset.sh; cocodataset.org (format-data);
+the exports of CVAT, Roboflow, Label Studio, LabelImg and makesense.
 
-VOC: a VOCdevkit with VOC2007, VOC2012 ... (sets: 2007_train ...), or one such folder (train ...).
-Written beside the VOC folders, or into `out`, which then links JPEGImages:
-  VOC2012/labels/NAME.txt     objects that are not difficult; with keep_difficult all of them
-  VOC2012/difficult/NAME.txt  the difficult ones
-  2012_train.txt ...          image lists; train.txt, train.all.txt join them as Darknet's script
-  difficult_2012_train.txt    for Darknet's `difficult=`
-  voc.data, voc.names
-COCO: a folder with annotations/instances_*.json and train2017 ..., an export with a
-_annotations.coco.json in train, valid ..., or JSON files and the folder of their images.  In `out`:
-  train2017/images            a link to the images
-  train2017/labels/NAME.txt   empty where an image has no boxes; crowds are left out
-  train2017.txt ..., coco.data, coco.names (classes in the order of the category ids)
+`convert` reads VOC XML, COCO JSON, YOLO labels (with a .data, a data.yaml or a list of classes) and
+lists with boxes.  It changes nothing of them and writes into `out`:
+  FOLDER/images, JPEGImages   a link to each folder of images
+  FOLDER/labels/NAME.txt      objects; of VOC those that are not difficult
+  FOLDER/difficult/NAME.txt   of VOC the difficult ones
+  SET.txt, train.txt ...      image lists
+  difficult_SET.txt           of VOC, for Darknet's `difficult=`
+  KIND.data, KIND.names       KIND is voc, coco or yolo
 """
 
 import json
 import os
+import re
 import shutil
 import tarfile
-from collections import Counter
-from pathlib import Path, PurePosixPath, PureWindowsPath
+import zlib
+from collections import Counter, defaultdict
+from pathlib import Path, PureWindowsPath
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
-from yolov4.files import Remote, download
+import yaml
 
-VOC_NAMES = """aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse
-motorbike person pottedplant sheep sofa train tvmonitor""".split()  # noqa: SIM905
-SETS = "train", "val", "trainval", "test"
-JOINED = {
+from yolov4.cfg import read_data, read_names
+from yolov4.data import (
+    BOXES,
+    IMAGES,
+    IN_PIXELS,
+    label_path,
+    label_rows,
+    load_image,
+    outline_box,
+    read_image_list,
+)
+from yolov4.files import CFG, Remote, download, locate, read_text
+
+JOINED = {  # of the VOC devkit, as Darknet's script joins them
     "train": ("2007_train", "2007_val", "2012_train", "2012_val"),
     "train.all": ("2007_train", "2007_val", "2007_test", "2012_train", "2012_val"),
 }
-PAIRS = (  # for training and validation in voc.data: the first pair that is there
-    "train 2007_test", "2012_train 2012_val", "2007_train 2007_val", "trainval test", "train test",
-    "train val",
-)  # fmt: skip
-SUFFIXES = ".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp"
+PAIRS = "train 2007_test", "2012_train 2012_val", "2007_train 2007_val", "trainval test"
+KIND = re.compile(r"(?<![a-z])(trainval|train|val|test)")  # in the name of a set or of its folder
+CLASS_LISTS = "_darknet.labels", "classes.txt", "labels.txt", "*.names"
 EDGES = "xmin", "ymin", "xmax", "ymax"
 ARCHIVES = {  # key of torchvision's table: folder, set, bytes
     "2007": ("VOC2007", "trainval", 460_032_000),
@@ -44,152 +52,246 @@ ARCHIVES = {  # key of torchvision's table: folder, set, bytes
     "2012": ("VOC2012", "trainval", 1_999_639_040),
 }
 MIRROR = "https://data.pjreddie.com/files/"  # torchvision's address, in Oxford, is often down
-EXPORT = "_annotations.coco.json"
+YAML = ".yaml", ".yml"
+NO_SETS = "names", "backup", "classes", "difficult", "results", "eval"  # keys of a .data file
+NAMED = 5  # places of a problem that are named
 LARGEST = 1e9  # pixels
+SIDES = "width", "height"
+NO_IMAGE = "images that are not there, or several of that name"
+
+
+class Tree:
+    """The files below a folder, found again by the names that annotations have for them."""
+
+    def __init__(self, root, skip):
+        self.root, self.files, self.named = root, [], defaultdict(list)
+        seen = {os.path.realpath(skip)}  # links may lead in circles
+        for folder, below, names in os.walk(root, followlinks=True):
+            below[:] = sorted(name for name in below if name[0] != ".")
+            if (real := os.path.realpath(folder)) in seen:
+                below.clear()
+                continue
+            seen.add(real)
+            self.files += [Path(folder, name) for name in sorted(names) if name[0] != "."]
+        for file in self.files:
+            for name in {file.name.lower(), file.stem.lower()}:
+                self.named[name].append(file)
+        self.images = [file for file in self.files if file.suffix.lower() in IMAGES]
+
+    def having(self, *patterns):
+        """Files by pattern, those of the first pattern first."""
+        return [file for pattern in patterns for file in self.files if file.match(pattern)]
+
+    def find(self, written, near, suffixes=IMAGES):
+        """The file that `written` means: a path of any system, or a name with or without suffix.
+        Of several the one that shares most with it, then with the path `near`; None if unclear."""
+        name, *above = (*PureWindowsPath(written.split("?d=")[-1].lower()).parts[::-1], "")
+        near, ranked = {*near.parts, "images", "JPEGImages"}, defaultdict(list)
+        for file in self.named.get(name) or self.named.get(unquote(name), ()):
+            if file.suffix.lower() in suffixes:
+                folders = map(str.lower, file.parts[-2::-1])
+                alike = sum(map(str.__eq__, folders, above))
+                ranked[alike, len(near.intersection(file.parts))].append(file)
+        best = ranked[max(ranked)] if ranked else []
+        return best[0] if len(best) == 1 else None
+
+    def set_of(self, file):
+        """The set that a file belongs to: its innermost folder that is called so, else `all`."""
+        folders = file.relative_to(self.root).parts[-2::-1] if self.root in file.parents else ()
+        return next((name for name in folders if KIND.search(name.lower())), "all")
 
 
 class Conversion:
-    """What was written, counted and left out.  kind: voc or coco; aside: words for `skipped`."""
+    """What was read from `root` and written to `out`.  kind: voc, coco or yolo; what: in words.
 
-    def __init__(self, kind, out, aside):
-        self.kind, self.out, self.aside = kind, Path(os.path.abspath(out)), aside
-        self.names, self.lists, self.problems, self.skipped = [], {}, [], 0
-        self.boxes, self.other_names = Counter(), Counter()
+    sets: name -> images; objects: image -> (class name, difficult, relative cx, cy, w, h) of each;
+    names, boxes: of the classes; problems: what was left out or changed -> where."""
+
+    def __init__(self, root, out):
+        self.root, self.out, self.kind, self.what = root, out, "yolo", "YOLO labels"
+        self.sets, self.objects, self.problems = defaultdict(list), {}, defaultdict(list)
+        self.names, self.boxes, self.places, self.data = [], Counter(), {}, None
 
     def report(self):
-        """The summary, one string per line."""
-        lines = [
-            f"{name + '.txt':<20} {len(paths):>6} images" for name, paths in self.lists.items()
-        ]
+        """The summary, one string per line; the first says all in short."""
+        sets = ", ".join(f"{name} {len(images)}" for name, images in self.sets.items())
+        boxes = f"{self.boxes.total()} boxes of {len(self.names)} classes"
+        lines = [f"{self.root}: {self.what}; images: {sets}; {boxes}; written: {self.data}"]
         lines += [f"  {name:<18} {self.boxes[name]:>6} boxes" for name in self.names]
-        lines.append(f"{sum(self.boxes.values())} boxes{self.aside.format(self.skipped)}")
-        lines += [f"not a class: {name}, {n} objects" for name, n in self.other_names.items()]
-        lines += self.problems[:20]
-        if self.problems:
-            lines.append(f"{len(self.problems)} problems in all; what they name was left out")
-        return [*lines, f"written: {self.out / self.kind}.data"]
-
-    def add(self, rows, name, box, count=True):
-        """Adds an object to the rows of a label file if it has one of the names; box: relative cx,
-        cy, w, h."""
-        if name not in self.names:
-            self.other_names[name] += 1
-            return False
-        rows.append(" ".join(map(str, (self.names.index(name), *box))))
-        if count:
-            self.boxes[name] += 1
-        return True
+        for what, places in self.problems.items():
+            shown = [*map(str, places[:NAMED]), *["..."] * (len(places) > NAMED)]
+            lines += [f"{len(places)} {what}: {', '.join(shown)}"] if places else []
+        return lines
 
     def write(self, path, lines):
         path = self.out / path
         path.parent.mkdir(parents=True, exist_ok=True)
         text = "".join(f"{line}\n" for line in lines)
         path.write_text(text, encoding="utf-8", newline="\n")
+        return path
 
-    def write_data(self, train, valid, difficult="", comment=""):
-        """Writes the lists, the names, and the .data for two of the lists."""
-        for name, paths in self.lists.items():
-            self.write(f"{name}.txt", paths)
-        self.write(f"{self.kind}.names", self.names)
-        lines = (
-            f"classes = {len(self.names)}", f"train = {self.out / train}.txt",
-            f"valid = {self.out / valid}.txt", difficult,
-            f"names = {self.out / self.kind}.names", "backup = backup", comment,
-        )  # fmt: skip
-        self.write(f"{self.kind}.data", filter(None, lines))
+    def place(self, image):
+        """The path of an image in `out`, where its folder is linked to."""
+        folder = image.parent
+        if folder not in self.places:
+            inside = folder.relative_to(self.root).parts if self.root in image.parents else ()
+            tags = [part for part in inside if part not in ("images", "JPEGImages")]
+            home = self.out.joinpath(*tags or [self.root.name])
+            kind = "JPEGImages" if folder.name == "JPEGImages" else "images"
+            # labels never go beside the images that are read
+            while home / kind == folder or home / kind in self.places.values():
+                home = home.with_name(f"{home.name}_2")
+            self.places[folder] = home / kind
+            link(folder, home / kind)
+        return self.places[folder] / image.name
 
-    def link(self, source, target):
-        """Makes `target` show the images of a folder: a link, or a copy where none is allowed."""
-        source, target = source.resolve(), self.out / target
-        if target.exists() and target.resolve() == source:
-            return
-        target.parent.mkdir(parents=True, exist_ok=True)
-        if target.is_symlink():
-            target.unlink()
+    def finish(self, names=None, keep_difficult=False):
+        """Splits the sets and writes everything.  names: of the classes, else those in use."""
+        for images in self.sets.values():
+            images[:] = [image for image in images if image in self.objects]
+        found = Counter(name for objects in self.objects.values() for name, *_ in objects)
+        self.names = list(names or self.names or sorted(found, key=_natural))
+        for name in found.keys() - self.names:
+            self.problems["objects of no class"].append(f"{name} ({found[name]})")
+        for image, objects in self.objects.items():
+            place, rows = self.place(image), {"labels": [], "difficult": []}
+            for name, difficult, box in objects:
+                if name in self.names:
+                    hard = difficult and not keep_difficult
+                    row = " ".join(map(str, (self.names.index(name), *box)))
+                    rows["difficult" if hard else "labels"].append(row)
+                    self.boxes[name] += not hard
+                    if hard:
+                        self.problems["difficult objects, kept apart"].append(
+                            f"{image.name}: {name}"
+                        )
+            for folder in rows if self.kind == "voc" else ["labels"]:
+                self.write(place.parents[1] / folder / f"{place.stem}.txt", rows[folder])
+        if not self.boxes.total():
+            problems = self.report()[1 + len(self.names) :]
+            expected = "expected VOC XML, COCO JSON or YOLO labels with boxes, and their images"
+            raise ValueError(
+                "\n".join([f"{self.root}: {self.what}: no boxes, {expected}", *problems])
+            )
+        if all(max(box) > 2 for objects in self.objects.values() for *_, box in objects):
+            raise ValueError(f"{self.root}: {IN_PIXELS}")
+        train, valid = self._split()
+        for name, images in self.sets.items():
+            places = [self.place(image) for image in images]
+            self.write(f"{name}.txt", places)
+            if self.kind == "voc":
+                apart = (place.parents[1] / "difficult" / place.name for place in places)
+                self.write(f"difficult_{name}.txt", apart)
+        lines = [f"classes = {len(self.names)}"]
+        lines += [f"train = {self.out / train}.txt", f"valid = {self.out / valid}.txt"]
+        lines += [f"names = {self.write(f'{self.kind}.names', self.names)}", "backup = backup"]
+        if self.kind == "voc":
+            lines.append(f"# difficult = {self.out / f'difficult_{valid}'}.txt")
+        self.data = self.write(f"{self.kind}.data", lines)
+        return self
+
+    def _split(self):
+        """The names of the sets for training and validation.  Several of a kind are joined; where
+        there is none for validation, a hash of the file names takes every tenth image for it."""
+        sets, kinds = self.sets, defaultdict(list)
+        for name in sets:
+            if kind := KIND.search(name.lower()):
+                kinds[kind[0]].append(name)
+        for name, members in JOINED.items():
+            if joined := [image for member in members for image in sets.get(member, ())]:
+                sets[name] = joined
+        for train, valid in map(str.split, PAIRS):
+            if train in sets and valid in sets:
+                return train, valid
+        chosen = [kinds["train"] or kinds["trainval"], kinds["val"] or kinds["test"]]
+        if not all(chosen):
+            images = sorted(self.objects, key=_hashed)
+            labelled = [image for image in images if self.objects[image]]
+            valid = [image for image in images if _hashed(image)[0] < 0.1]
+            valid = valid if {*valid} & {*labelled} else labelled[:1]
+            sets["train"] = sorted({*images} - {*valid}) or images
+            sets["valid"], chosen = sorted(valid), [["train"], ["valid"]]
+            self.what += ", one set: every tenth image is for validation"
+        for name, members in zip(("train", "valid"), chosen, strict=True):
+            if len(members) > 1:
+                sets[name] = [image for member in members for image in sets[member]]
+                members[:] = [name]
+        return chosen[0][0], chosen[1][0]
+
+
+def _natural(name):
+    """Sorts numbers by value."""
+    return int(name) if name.isdecimal() else 0, name
+
+
+def _hashed(image):
+    """A number in 0..1 that depends on the file name alone."""
+    return zlib.crc32(image.name.encode("utf-8", "replace")) / 2**32, image.name
+
+
+def link(source, target):
+    """Makes `target` show the images of a folder: a link, or a copy where none is allowed."""
+    source = source.resolve()
+    if target.exists() and target.resolve() == source:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if target.is_symlink():
+        target.unlink()
+    try:
+        target.symlink_to(source, target_is_directory=True)
+    except OSError:
+        shutil.copytree(source, target, dirs_exist_ok=True)
+
+
+def read_voc(found, tree, wanted=None):
+    """XML, in the sets of ImageSets/Main where there are such, else of folders by their names."""
+    lists, near = {}, {}
+    for file in tree.having("ImageSets/Main/*.txt"):
+        folder = file.parents[2]
+        year = "" if folder == tree.root else f"{folder.name.removeprefix('VOC')}_"
+        lists[year + file.stem] = file
+    if missing := set(wanted or ()) - lists.keys():
+        raise ValueError(f"{tree.root}: no set {', '.join(missing)}, there are {', '.join(lists)}")
+    # person_train and so on repeat the images for each class
+    plain = [name for name in lists if not re.search("[^0-9]_(train|val|trainval|test)$", name)]
+    for name in wanted or plain or lists:
+        near = lists[name].parents[2] / "JPEGImages"
+        for line in filter(None, map(str.strip, read_text(lists[name]).splitlines())):
+            image = tree.find(line, near) or tree.find(re.sub(r"\s+-?\d+$", "", line), near)
+            if image:
+                found.sets[name].append(image)
+            else:
+                found.problems[NO_IMAGE].append(f"{lists[name]}: {line}")
+    if not lists:
+        for file in tree.having("*.xml"):
+            if image := tree.find(file.stem, file):
+                found.sets[tree.set_of(image)].append(image)
+            else:
+                found.problems[NO_IMAGE].append(file)
+    for image in {image: None for images in found.sets.values() for image in images}:
         try:
-            target.symlink_to(source, target_is_directory=True)
-        except OSError:
-            shutil.copytree(source, target, dirs_exist_ok=True)
-
-
-def convert_voc(root, out=None, sets=None, names=None, keep_difficult=False):
-    """Converts VOC annotations; what cannot be used is left out, counted and named in the report.
-
-    sets: their names, else those of SETS.  names: of the classes, or "auto"; default: VOC's 20.
-    Raises ValueError if there is nothing to convert, OSError if a file cannot be written."""
-    found = _voc_sets(Path(os.path.abspath(root)), sets)
-    folders = {folder for folder, _ in found.values()}
-    result = Conversion("voc", out or min(folders).parent, ", {} difficult objects")
-    images = {}  # (VOC folder, name): file, objects
-    for key in dict.fromkeys((folder, stem) for folder, stems in found.values() for stem in stems):
-        try:
-            images[key] = _voc_image(*key, result.problems)
+            found.objects[image] = _voc_objects(
+                found, image, tree.find(image.stem, image, [".xml"])
+            )
         except ValueError as error:
-            result.problems.append(f"{error}, image left out")
-    if names == "auto":
-        names = sorted({name for _, objects in images.values() for name, *_ in objects})
-    result.names = list(names or VOC_NAMES)
-    for (folder, stem), (_, objects) in images.items():
-        rows = {"labels": [], "difficult": []}
-        for name, difficult, box in objects:
-            kind = "difficult" if difficult and not keep_difficult else "labels"
-            if result.add(rows[kind], name, box, kind == "labels"):
-                result.skipped += difficult
-        for kind, lines in rows.items():
-            result.write(f"{folder.name}/{kind}/{stem}.txt", lines)
-    for folder in folders:
-        result.link(folder / "JPEGImages", f"{folder.name}/JPEGImages")
-    lists = result.lists
-    for name, (folder, stems) in found.items():
-        files = [images[folder, stem][0] for stem in stems if (folder, stem) in images]
-        lists[name] = [result.out / folder.name / "JPEGImages" / file for file in files]
-        apart = (result.out / folder.name / "difficult" / file for file in files)
-        result.write(f"difficult_{name}.txt", apart)
-    for name, members in JOINED.items():
-        if joined := [path for member in members for path in lists.get(member, ())]:
-            lists[name] = joined
-    pairs = [pair.split() for pair in PAIRS] + [[next(iter(lists))] * 2]
-    train, valid = next(pair for pair in pairs if set(pair) <= set(lists))
-    result.write_data(train, valid, f"# difficult = {result.out / f'difficult_{valid}'}.txt")
-    return result
+            found.problems["images without usable annotations"].append(error)
 
 
-def _voc_sets(root, wanted):
-    """{set name: (VOC folder, image names)}"""
-    root = root / "VOCdevkit" if (root / "VOCdevkit").is_dir() else root
-    single, found = (root / "Annotations").is_dir(), {}
-    for path in sorted(root.glob(f"{'' if single else 'VOC*/'}ImageSets/Main/*.txt")):
-        folder = path.parents[2]
-        name = path.stem if single else f"{folder.name.removeprefix('VOC')}_{path.stem}"
-        if (name in wanted) if wanted else (path.stem in SETS):
-            lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-            found[name] = folder, [line.split()[0] for line in lines if line.strip()]
-    missing = [name for name in wanted or () if name not in found]
-    if missing or not found:
-        expected = "expected ImageSets/Main/*.txt in it, or in VOC2007 ... in it"
-        raise ValueError(f"{root}: found no set {' '.join(missing or SETS)}, {expected}")
-    return found
-
-
-def _voc_image(folder, name, problems):
-    """The file name of an image, and its objects: class name, difficult, box as in a label file."""
-    paths = [folder / "JPEGImages" / (name + suffix) for suffix in SUFFIXES]
-    image, objects = next(filter(os.path.isfile, paths), None), []
-    if not image or _below(name) != name:
-        raise ValueError(f"{paths[0]}: found no such image")
-    path = folder / "Annotations" / f"{name}.xml"
-    size, found = read_annotation(path, problems)
-    if not size:
-        raise ValueError(f"{path}: found no size of the image")
-    for class_name, difficult, (xmin, ymin, xmax, ymax) in found:
+def _voc_objects(found, image, path):
+    """Class name, difficult, box of each object in an XML."""
+    if not path:
+        raise ValueError(f"{image}: no XML")
+    size, objects = read_annotation(path, found.problems["objects without a name or a box"])
+    size, rows = size or load_image(image).shape[1::-1], []
+    for name, difficult, (xmin, ymin, xmax, ymax) in objects:
         if xmin < xmax and ymin < ymax:
             # Darknet's script: one pixel off the centre, because VOC counts from 1
             box = (xmin + xmax) / 2 - 1, (ymin + ymax) / 2 - 1, xmax - xmin, ymax - ymin
             box = [value / side for value, side in zip(box, size * 2, strict=True)]
-            objects.append((class_name, difficult, box))
+            rows.append((name, difficult, box))
         else:
-            problems.append(f"{path}: {class_name}: found a box of zero size, left out")
-    return image.name, objects
+            found.problems["boxes of zero size"].append(f"{path}: {name}")
+    return rows
 
 
 def read_annotation(path, problems=None):
@@ -203,8 +305,8 @@ def read_annotation(path, problems=None):
     except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:
         raise ValueError(f"{path}: found no usable XML ({error})") from None
     try:
-        size = int(root.findtext("size/width")), int(root.findtext("size/height"))
-    except (TypeError, ValueError):
+        size = tuple(round(float(root.findtext(f"size/{side}"))) for side in SIDES)
+    except (TypeError, ValueError, OverflowError):
         size = 0, 0
     objects = []
     for number, item in enumerate(root.iter("object"), 1):
@@ -212,7 +314,7 @@ def read_annotation(path, problems=None):
             edges = [float(item.findtext(f"bndbox/{edge}")) for edge in EDGES]
             if not all(abs(edge) < LARGEST for edge in edges):  # nor nan
                 raise ValueError
-            difficult = int(item.findtext("difficult", "0")) == 1
+            difficult = (item.findtext("difficult") or "").strip().lower() in ("1", "true")
             objects.append((item.findtext("name").strip(), difficult, tuple(edges)))
         except (AttributeError, TypeError, ValueError):
             problem = f"{path}: object {number}: found no name or box, expected both"
@@ -225,6 +327,219 @@ def read_annotation(path, problems=None):
 class _NoDoctype(ElementTree.TreeBuilder):
     def doctype(self, *_):  # no entity can grow, or name a file
         raise ValueError("a DOCTYPE")
+
+
+def read_json(path):
+    """Images, annotations, and {category id: class name} in the order of the ids, of a COCO JSON.
+    Raises ValueError for anything else."""
+    try:
+        dataset = json.loads(Path(path).read_bytes(), object_hook=_without_outline)
+        images, annotations = dataset["images"], dataset["annotations"]
+        if not all(isinstance(entry, dict) for entry in (*images, *annotations)):
+            raise ValueError("no lists of objects")
+        categories = dataset["categories"]
+        used = {entry.get("category_id") for entry in annotations}
+        above = {entry.get("supercategory") for entry in categories} - {None}
+        named = [
+            (entry["id"], entry["name"].strip())
+            for entry in categories
+            if entry["id"] in used or entry["name"] not in above
+        ]
+        classes = dict(sorted(named))
+        if len(classes) < len(named) or any(len(n.splitlines()) != 1 for n in classes.values()):
+            raise ValueError("categories without an id or a name of their own")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        expected = "expected images, annotations, categories"
+        raise ValueError(f"{path}: found no COCO JSON ({str(error)[:80]}), {expected}") from None
+    return images, annotations, classes
+
+
+def read_jsons(found, files):
+    """Every COCO JSON among the files, those of detection where some are called so."""
+    parsed = []
+    for file in [file for file in files if file.stem.startswith("instances_")] or files:
+        try:
+            parsed.append((file, *read_json(file)))
+        except ValueError as error:
+            found.problems["JSON files of another kind"].append(error)
+    return parsed
+
+
+def _without_outline(entry):
+    if entry.get("bbox"):
+        entry.pop("segmentation", None)  # most of the file
+    return entry
+
+
+def read_coco(found, tree, path, images, annotations, classes):
+    """One COCO JSON; its set is that of its name, else of its folder."""
+    name = path.stem.removeprefix("instances_")
+    name = name if KIND.search(name.lower()) else tree.set_of(path)
+    found.names += [each for each in classes.values() if each not in found.names]
+    known, crowds = {}, found.problems["crowds"]  # known, by id: image, width, height, or None
+    for count, entry in enumerate(images, 1):
+        key, sides = entry.get("id"), [entry.get(side) for side in SIDES]
+        where = f"{path}: image {count}: {str(entry)[:120]}"
+        image = tree.find(str(entry.get("file_name")), path.with_name(name))
+        if not image:
+            found.problems[NO_IMAGE].append(where)
+        elif not isinstance(key, int | str) or key in known or image in found.objects:
+            found.problems["images without an id and a file of their own"].append(where)
+            image = None
+        if image:
+            if not all(isinstance(side, int | float) and 0 < side < LARGEST for side in sides):
+                sides = load_image(image).shape[1::-1]
+            found.sets[name].append(image)
+            known[key], found.objects[image] = (image, *sides), []
+        elif isinstance(key, int | str):
+            known.setdefault(key, None)
+    for count, entry in enumerate(annotations, 1):
+        where = f"{path}: annotation {count}: {str(entry)[:120]}"
+        try:
+            if not (image := known[entry["image_id"]]):
+                continue
+            if entry.get("iscrowd") == 1:
+                crowds.append(where)
+                continue
+            (image, width, height), class_name = image, classes[entry["category_id"]]
+            if entry.get("bbox"):
+                x, y, w, h = map(float, entry["bbox"])
+                box = x + w / 2, y + h / 2, w, h
+            else:
+                points = [each for part in entry["segmentation"] for each in part]
+                box = outline_box(points[::2], points[1::2])
+            cx, cy, w, h = box
+            if not (0 < w < LARGEST and 0 < h < LARGEST):
+                raise ValueError
+            if abs(2 * cx - width) >= width + w or abs(2 * cy - height) >= height + h:
+                raise ValueError
+            box = cx / width, cy / height, w / width, h / height
+            found.objects[image].append((class_name, False, box))
+        except (LookupError, TypeError, ValueError, OverflowError):
+            found.problems["annotations without image, category or box in the image"].append(where)
+
+
+def read_yaml(path):
+    """An ultralytics data set, or None for other YAML.  Raises ValueError for what is no YAML."""
+    try:
+        data = yaml.safe_load(read_text(path))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path}: no YAML: {' '.join(str(error).split())[:120]}") from None
+    return data if isinstance(data, dict) and {"names", "train"} <= data.keys() else None
+
+
+def read_yolo(found, tree, source=None):
+    """Label files, in the sets of a .data or .yaml file, else of folders by their names; or a list
+    with boxes behind each image."""
+    suffix, lists, base, boxed = source and source.suffix.lower(), {}, source, {}
+    if suffix == ".data":
+        lists = read_data(source)
+        found.names = read_names(lists["names"]) if "names" in lists else []
+        lists = {key: value for key, value in lists.items() if key not in NO_SETS}
+    elif suffix in YAML:
+        lists = read_yaml(source)
+        names, home = lists["names"], locate(str(lists.get("path") or "."), source)
+        names = names if isinstance(names, dict) else dict(enumerate(names))
+        found.names = [str(names[key]).strip() for key in sorted(names)]
+        base = home / source.name if home.is_dir() else source
+        lists = {key: lists.get(key) for key in ("train", "val", "test")}
+    elif suffix == ".txt":
+        for line in read_text(source).splitlines():
+            boxes = BOXES.search(line.rstrip())
+            image = _absolute(locate(line[: boxes and boxes.start()].strip(), source))
+            found.sets["all"].append(image)
+            if boxes:
+                boxed[image] = boxes[0].split()
+    else:
+        for image in tree.images:
+            found.sets[tree.set_of(image)].append(image)
+    for name, entries in lists.items():
+        for entry in [entries] if isinstance(entries, str) else entries or ():
+            glob = "*" in entry
+            place = base.parent / entry if glob else locate(entry, base)
+            if glob or place.exists():
+                found.sets[name] += map(_absolute, read_image_list(place))
+    if not found.names and (files := tree.having(*CLASS_LISTS)):
+        found.names = read_names(files[0])
+    for image in {image: None for images in found.sets.values() for image in images}:
+        try:
+            rows = _boxes(image, boxed[image]) if image in boxed else _rows(found, tree, image)
+        except (ValueError, OSError) as error:
+            found.problems["images without usable labels"].append(error)
+            continue
+        names, objects = found.names, []
+        for label, *box in rows:
+            if names and label >= len(names):
+                found.problems["boxes of a class without a name"].append(f"{image}: {label}")
+            else:
+                objects.append((names[label] if names else str(label), False, box))
+        found.objects[image] = objects
+
+
+def _rows(found, tree, image):
+    """Class, cx, cy, w, h of each object in the label file of an image, wherever that lies."""
+    if not image.is_file():
+        raise ValueError(f"{image}: no such file")
+    path = label_path(image)
+    path = path if path.exists() else tree.find(image.stem, image, [".txt"])
+    if not path:
+        found.problems["images without a label file, taken as without objects"].append(image)
+    return [row for _, row in label_rows(path)] if path else []
+
+
+def _boxes(image, groups):
+    """The same from x1,y1,x2,y2,class."""
+    height, width = load_image(image).shape[:2]
+    for group in groups:
+        x1, y1, x2, y2, label = map(float, group.split(",")[:5])
+        cx, cy, w, h = outline_box((x1, x2), (y1, y2))
+        yield int(label), cx / width, cy / height, w / width, h / height
+
+
+def _absolute(path):
+    return Path(os.path.abspath(path))
+
+
+def convert(sources, out=None, *, images=None, sets=None, names=None, keep_difficult=False):
+    """Converts a data set -> `Conversion`; what cannot be used is left out, counted and named.
+
+    sources: a folder, a .data or .yaml file, a list with boxes, or JSON files.  out: default
+    data/FOLDER.  images: folder at or below which the images of a JSON are.  sets: of VOC,
+    default: all.  names: of the classes, "auto" for those in use; default: those of the source,
+    of a VOC devkit its 20.  keep_difficult: difficult objects of VOC count as others.
+    Raises ValueError if there is nothing to convert, OSError if a file cannot be written."""
+    files = [_absolute(source) for source in sources]
+    if missing := [file for file in files if not file.exists()]:
+        raise ValueError(f"{missing[0]}: no such file or folder")
+    folder = files[0] if files[0].is_dir() else files[0].parent
+    folder = folder.parent if folder.name == "annotations" else folder
+    out = _absolute(out or Path("data", folder.name))
+    tree = Tree(_absolute(images or folder), out)
+    if files[0].is_dir():
+        files = tree.files
+
+    def having(*suffixes):
+        return [file for file in files if file.suffix.lower() in suffixes]
+
+    found, jsons = Conversion(folder, out), having(".json")
+    yolo = [*having(".data"), *filter(read_yaml, having(*YAML))]
+    yolo += having(".txt") if files is not tree.files else []
+    parsed = [] if yolo else read_jsons(found, jsons)
+    if yolo:
+        found.what += f" by {yolo[0].name}"
+        read_yolo(found, tree, yolo[0])
+    elif parsed:
+        found.kind, found.what = "coco", "COCO JSON"
+        for each in parsed:
+            read_coco(found, tree, *each)
+    elif having(".xml"):
+        found.kind, found.what = "voc", "VOC XML"
+        read_voc(found, tree, sets)
+        if not names and "/VOC20" in "".join(image.as_posix() for image in found.objects):
+            names = read_names(CFG / "voc.names")
+    else:
+        read_yolo(found, tree)
+    return found.finish(None if names == "auto" else names, keep_difficult)
 
 
 def download_voc(root):
@@ -246,121 +561,3 @@ def download_voc(root):
         print(f"{archive}: unpacking", flush=True)
         with tarfile.open(archive) as tar:
             tar.extractall(devkit.parent, filter="data")
-
-
-def guess_format(sources):
-    """coco where there are JSON files of it, else voc."""
-    files = [file for source in sources for file in _json_files(Path(source))]
-    return "coco" if any(file.suffix == ".json" for file in files) else "voc"
-
-
-def convert_coco(sources, out, images=None, names=None):
-    """Converts COCO annotations; what cannot be used is left out, counted and named in the report.
-
-    sources: folders or JSON files.  images: folder at or below which the images are, else found.
-    names: of the classes, default: the JSON's categories.  Raises ValueError if there is nothing to
-    convert, OSError if a file cannot be read or written."""
-    sets = {}
-    for path in (path for source in sources for path in _json_files(Path(os.path.abspath(source)))):
-        exported = path.name == EXPORT
-        name = path.parent.name if exported else path.stem.removeprefix("instances_")
-        if name in sets:
-            raise ValueError(f"{path}: found a second set {name}, expected each once")
-        nested = exported or path.parent.name == "annotations"
-        folder = Path(os.path.abspath(images or (path.parents[1] if nested else path.parent)))
-        sets[name] = path, folder, *_read_json(path)
-    if not sets:
-        raise ValueError(f"{sources}: found no annotations/instances_*.json and no */{EXPORT}")
-    result = Conversion("coco", out, "; {} crowds left out")
-    categories = (name for *_, classes in sets.values() for name in classes.values())
-    result.names = list(dict.fromkeys(categories) if names in (None, "auto") else names)
-    for name, parts in sets.items():
-        result.lists[name] = _convert_set(result, name, *parts)
-    names = [*sets]
-    train = next((name for name in names if name.startswith("train")), names[0])
-    valid = [name for kind in ("val", "test") for name in names if name.startswith(kind)] or [train]
-    comment = f"# val.py --protocols coco --coco-json {sets[valid[0]][0]}"
-    result.write_data(train, valid[0], comment=comment)
-    return result
-
-
-def _json_files(source):
-    if not source.is_dir():
-        return [source]
-    return sorted(source.glob("annotations/instances_*.json")) or sorted(source.glob(f"*/{EXPORT}"))
-
-
-def _read_json(path):
-    """Images, annotations, and {category id: class name} in the order of the ids."""
-    try:
-        dataset = json.loads(path.read_text("utf-8-sig"), object_hook=_without_outline)
-        images, annotations = dataset["images"], dataset["annotations"]
-        named = [(entry["id"], entry["name"].strip()) for entry in dataset["categories"]]
-        classes = dict(sorted(named))
-        if len(classes) < len(named) or any(len(n.splitlines()) != 1 for n in classes.values()):
-            raise ValueError("categories without an id or a name of their own")
-        if not all(isinstance(entry, dict) for entry in (*images, *annotations)):
-            raise ValueError("no lists of objects")
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        expected = "expected images, annotations, categories"
-        raise ValueError(f"{path}: found no COCO JSON ({str(error)[:80]}), {expected}") from None
-    return images, annotations, classes
-
-
-def _without_outline(entry):
-    entry.pop("segmentation", None)  # most of the file
-    return entry
-
-
-def _convert_set(result, name, path, root, images, annotations, classes):
-    """Writes the labels of one set; returns the images for its list."""
-    files = [_below(str(entry.get("file_name"))) for entry in images]
-    folders = root / name, root / "images" / name, root / "images", root
-    folder = next((f for f in folders if any(os.path.isfile(f / file) for file in files)), None)
-    if not folder:
-        raise ValueError(f"{root}: found none of the {len(files)} images of {name} (--images)")
-    result.link(folder, f"{name}/images")
-    known, labels, listed = {}, {}, []  # by id: width, height, label file; None where left out
-    for count, (entry, file) in enumerate(zip(images, files, strict=True), 1):
-        key, sides = entry.get("id"), [entry.get("width"), entry.get("height")]
-        label = PurePosixPath(name, "labels", file).with_suffix(".txt")
-        numbers = all(isinstance(side, int | float) and 0 < side < LARGEST for side in sides)
-        new = isinstance(key, int) and key not in known and label not in labels
-        if numbers and new and os.path.isfile(folder / file):
-            known[key], labels[label] = (*sides, label), []
-            listed.append(result.out / name / "images" / file)
-            continue
-        if isinstance(key, int):
-            known.setdefault(key, None)
-        expected = f"expected an id and a file in {folder} of its own, width, height"
-        problem = f"{path}: image {count}: found {str(entry)[:120]}, {expected}, left out"
-        result.problems.append(problem)
-    for count, entry in enumerate(annotations, 1):
-        try:
-            image = known.get(entry["image_id"], ())
-            if image is None or entry.get("iscrowd") == 1:
-                result.skipped += image is not None
-                continue
-            (width, height, label), class_name = image, classes[entry["category_id"]]
-            x, y, w, h = map(float, entry["bbox"])
-            if not (0 < w < LARGEST and 0 < h < LARGEST and -w < x < width and -h < y < height):
-                raise ValueError
-            box = (x + w / 2) / width, (y + h / 2) / height, w / width, h / height
-            result.add(labels[label], class_name, box)
-        except (LookupError, TypeError, ValueError, OverflowError):
-            expected = "expected an image and a category of this file, and a bbox in the image"
-            problem = f"{path}: annotation {count}: found {str(entry)[:120]}, {expected}, left out"
-            result.problems.append(problem)
-    for label, rows in labels.items():
-        result.write(label, rows)
-    return listed
-
-
-def _below(name):
-    """What of a path lies below a folder of images: all after a last folder `images`; empty if it
-    leads elsewhere, or if no line of a list can hold it."""
-    parts = PureWindowsPath(name).parts  # knows both kinds of separators
-    starts = [n for n, part in enumerate(parts[:-1], 1) if part in ("images", "JPEGImages")]
-    below = PureWindowsPath(*parts[max(starts, default=0) :])
-    elsewhere = below.anchor or ".." in parts or name.splitlines() != [name.strip()]
-    return "" if elsewhere else below.as_posix()

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from yolov4 import distributed, report
 from yolov4.cfg import names_of_classes, parse_cfg, read_cfg
-from yolov4.data import inspect, keep_freed_memory, read_image_list, training_batches
+from yolov4.data import duplicates, inspect, keep_freed_memory, read_image_list, training_batches
 from yolov4.detector import choose_device
 from yolov4.evaluation import collect
 from yolov4.layers import CrossBatchNorm, growth, set_stage
@@ -241,6 +241,8 @@ class Training:
             found.check()
             reports.append(found)
         self.paths = reports[0].usable
+        for line in duplicates(*(found.usable for found in reports)):
+            self.say(line)
         if settings.sync_bn:
             crossed = any(isinstance(module, CrossBatchNorm) for module in model.modules())
             if crossed or device.type != "cuda":

@@ -17,9 +17,8 @@ import numpy as np
 import torch
 
 from yolov4.boxes import relative_boxes
-from yolov4.data import read_image_list
+from yolov4.data import IMAGES, read_image_list
 
-IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 PAUSE = 1.0  # seconds before a stream that broke off is opened again
 
