@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from yolov4.networks import build
-from yolov4.runs import RunFolder, network_files, newest_run, run_folder, validation_list
+from yolov4.runs import RunFolder, run_folder, validation_list
+from yolov4.weights import network_files, newest_run
 
 
 @pytest.fixture

@@ -239,7 +239,7 @@ def new_settings(flags):
 
 def find_files(given, **options):
     """The NetworkFiles of --weights, --cfg, --names, --runs."""
-    from yolov4.runs import network_files
+    from yolov4.weights import network_files
 
     return network_files(given.weights, given.cfg, given.names, given.runs, **options)
 

@@ -1,12 +1,17 @@
-"""Trained networks on disk: Darknet's .weights, byte for byte, and .pt checkpoints; their proof.
+"""Trained networks on disk: Darknet's .weights, byte for byte, and .pt checkpoints; their proof;
+which files belong together.
 Source: Darknet's src/parser.c, load_weights_upto and save_weights_upto; OpenCV's importer."""
 
+import glob
+import os
+import re
 import struct
 import tempfile
 import zipfile
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -21,6 +26,7 @@ VERSION = (0, 2, 5)  # what Darknet writes
 ORDER = (  # of a layer's tensors in the file: convolution 0, batch norm 1; of a shortcut
     "1.bias", "1.weight", "1.running_mean", "1.running_var", "0.bias", "0.weight", "weight"
 )  # fmt: skip
+COMMON_NAMES = ("coco.names", "obj.names")  # as users of Darknet call them
 KINDS = {
     b"PK\x03\x04": "a .pt checkpoint (`python cvt2darknet.py {}` writes its .weights)",
     b"[": "a .cfg",
@@ -229,6 +235,67 @@ def is_onnx(weights):
 def holds_cfg(weights):
     """Whether a file holds cfg and names itself."""
     return is_checkpoint(weights) or is_onnx(weights)
+
+
+class NetworkFiles(NamedTuple):
+    """The files of one network.  A .pt checkpoint and an .onnx hold cfg and names themselves."""
+
+    weights: Path
+    cfg: Path | None
+    names: Path | None
+    run: Path | None = None  # the run folder, where the weights were found in the newest
+
+    def __str__(self):
+        own = "the names in it" if holds_cfg(self.weights) else "no .names file, so class numbers"
+        return f"weights {self.weights}, cfg {self.cfg or 'in it'}, {self.names or own}"
+
+
+def network_files(weights=None, cfg=None, names=None, root="runs", exported=False):
+    """The given files; missing cfg and names from beside the weights; without weights the newest
+    run's.  exported: an .onnx is fine too.  Raises ValueError where weights or cfg are missing."""
+    run = None
+    if weights is None:
+        if cfg is not None:
+            raise ValueError(f"{cfg}: a cfg without weights, expected --weights too")
+        run = newest_run(root)
+        found = (path for kind in ("best", "last") for path in run.glob(f"*_{kind}.weights"))
+        weights = next(found)
+    weights = Path(weights)
+    if is_onnx(weights) and not exported:
+        raise ValueError(
+            f"{weights}: an ONNX network runs in detect.py only, expected .weights or .pt"
+        )
+    if not holds_cfg(weights):
+        cfg = cfg or _beside(weights, ".cfg")
+        if cfg is None:
+            stems = ", ".join(f"{stem}.cfg" for stem in _stems(weights))
+            raise ValueError(f"{weights}: found no {stems} beside it, expected one, or --cfg")
+        common = [path for name in COMMON_NAMES if (path := weights.with_name(name)).exists()]
+        common = common[0] if len(common) == 1 else None
+        names = names or _beside(weights, ".names") or _beside(Path(cfg), ".names") or common
+    return NetworkFiles(weights, cfg and Path(cfg), names and Path(names), run)
+
+
+def _stems(path):
+    """x_best -> x_best, x; x_4000 -> x_4000, x, as Darknet names its weights"""
+    shorter = re.sub(r"_(best|last|final|ema|\d+)$", "", path.stem)
+    return list(dict.fromkeys((path.stem, shorter)))
+
+
+def _beside(path, suffix):
+    """The file of the same stem, else the only one that starts with it: x-416.cfg for x.weights"""
+    stems = _stems(path)
+    exact = [each for stem in stems if (each := path.with_name(stem + suffix)).exists()]
+    alike = list(path.parent.glob(f"{glob.escape(stems[-1])}*{suffix}"))
+    return exact[0] if exact else alike[0] if len(alike) == 1 else None
+
+
+def newest_run(root="runs"):
+    """The run folder whose weights were written last.  Raises ValueError if there is none."""
+    found = [path for kind in ("best", "last") for path in Path(root).glob(f"*/*_{kind}.weights")]
+    if not found:
+        raise ValueError(f"{root}: found no training run, expected one from train.py, or --weights")
+    return max(found, key=os.path.getmtime).parent
 
 
 def check_bytes(cfg, weights, model):
