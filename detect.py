@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Draws what a network finds: `python detect.py PHOTO --weights X.weights`."""
 
-from yolov4.cli import detect
+from yolov4.cli import main
 
 if __name__ == "__main__":
-    detect()
+    main("detect")

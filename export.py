@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes a network as an .onnx, checked against torch: `python export.py X.weights`."""
 
-from yolov4.cli import export
+from yolov4.cli import main
 
 if __name__ == "__main__":
-    export()
+    main("export")

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args, get_origin
 
-from yolov4.files import CFG, locate, read_text
+from yolov4.files import CONFIGS, locate, read_text
 
 Activation = Literal[
     "logistic", "linear", "leaky", "mish", "swish", "relu", "relu6", "elu", "selu", "gelu", "tanh",
@@ -408,7 +408,7 @@ def names_of_classes(names, classes, where="names"):
     classes, VOC's of 20, else their numbers.
     Raises ValueError with the file, or else `where`, unless there is one per class."""
     if not names and classes in KNOWN_NAMES:
-        names = CFG / KNOWN_NAMES[classes]
+        names = CONFIGS / KNOWN_NAMES[classes]
         warnings.warn(f"no class names given: taking those of {names}", stacklevel=2)
     if isinstance(names, str | Path):
         where, names = names, read_names(names)

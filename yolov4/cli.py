@@ -19,21 +19,13 @@ from typing import get_args, get_type_hints
 
 from tqdm import tqdm
 
-from yolov4.cfg import Net, format_cfg, names_of_classes, parse_cfg, read_cfg, read_data, read_names
-from yolov4.files import PRETRAINED, download, replacing
+from yolov4.cfg import Net, format_cfg, names_of_classes, parse_cfg, read_cfg, read_names
+from yolov4.files import PRETRAINED, download, own_file, replacing
 from yolov4.networks import PRESETS, cfg_text, project_files
-from yolov4.recipe import Settings, read_recipe
+from yolov4.recipe import CFG, DATA, WEIGHTS, Settings, read_recipe
 
 # A command imports the rest after parsing: torch takes seconds, and --help does not need it.
 
-CFG, DATA, WEIGHTS = "cfg/yolov4-voc.cfg", "cfg/voc.data", "pretrain/yolov4.conv.137"
-MADE_BY = {  # how to make the lists of the project's own .data files
-    DATA: "`python data/voc0712/voc_label.py VOCDEVKIT --out data/voc0712` makes it; with "
-    "--download it downloads VOC 2007 and 2012 too",
-    "cfg/coco.data": "`python data/coco/coco_label.py COCO` makes it from a folder with "
-    "annotations, train2017, val2017",
-    "cfg/shapes.data": "`python data/shapes/make_shapes.py` draws it and prints the next commands",
-}
 MACHINE = {"device", "workers", "cache"}  # settings that may change when a run is resumed
 SHOWN = 8  # images of the validation list that detect takes without arguments
 OPENCV_LIMIT = 5e-3  # OpenCV rounds convolutions differently; wrong weights are off by far more
@@ -57,11 +49,11 @@ def complain(message, *_):
 
 @contextmanager
 def one_line_errors():
-    """Warnings, ValueError and OSError as one line on stderr; exit code 1, or 130 for Ctrl-C."""
+    """Warnings and expected errors as one line on stderr; exit code 1, or 130 for Ctrl-C."""
     warnings.showwarning = complain
     try:
         yield
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         file = getattr(error, "filename", None)
         complain(f"{file}: {error.strerror}" if file else error)
         sys.exit(1)
@@ -77,29 +69,41 @@ def positive(text):
     return number
 
 
+def share(text):
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected a value in 0..1")
+    return float(text)
+
+
 def network_size(text):
     width, height = map(positive, text.lower().split("x"))
     return width, height
 
 
-KINDS = {"INT": int, "FLOAT": float, "COUNT": positive, "SIZE": network_size}  # others are text
+KINDS = {  # of values; others are text
+    "INT": int, "FLOAT": float, "COUNT": positive, "SHARE": share, "SIZE": network_size,
+}  # fmt: skip
 POLICIES = "|".join(get_args(get_type_hints(Net)["policy"]))
 
 DEVICE = """
---device NAME        cuda, cuda:1, mps, cpu (default: cuda, else mps, else cpu)
+--device NAME        cuda, cuda:1 or 1, mps, cpu (default: cuda, else mps, else cpu)
 """
 INFERENCE = f"""{DEVICE}
 --half bf16|fp16     half precision: faster on a GPU and on some CPUs
 --compile            torch.compile: one more minute before the first image
 --[no-]letter-box    keep the aspect ratio (default: the cfg's)
 --batch COUNT        images at a time (default: 8 on a GPU, else 1)
+--tiles SIZE=auto?   2x2: look at overlapping parts of each image, for small objects; without a
+                     value parts of the network's size
 """
 RUNS = """
 --runs FOLDER=runs   where the runs are
 """
 FILES = f"""{RUNS}
 --cfg FILE           default: the .cfg beside the weights
---names FILE         default: the .names beside the weights, else class numbers
+--names FILE         default: the .names beside the weights, else COCO's for 80 classes, VOC's for
+                     20, class numbers
+--download           download the weights if missing: {", ".join(PRETRAINED)}
 """
 
 
@@ -131,12 +135,13 @@ def new_parser(command, *tables):
 
 TRAIN = (
     f"""files{RUNS}
---data FILE          Darknet's .data file (default: {DATA})
---cfg FILE           the network and its recipe (default: {CFG})
+--data DATA          Darknet's .data file, a data.yaml, or the folder of an export: VOC XML, COCO
+                     JSON, YOLO labels (default: {DATA})
+--cfg FILE           the network and its recipe: a file, or a name of the project's cfg folder
+                     (default: {CFG})
 --weights FILE       .weights to start from, whole or partial
                      (default: {WEIGHTS} without --cfg, else none)
---recipe NAME        a file of flags and keys, or NAME of cfg/NAME.recipe; command-line flags
-                     override it
+--recipe NAME        a file of flags and keys, or NAME of cfg/NAME.recipe; flags override it
 --download           download pretrained weights if missing: {", ".join(PRETRAINED)}
 --clear              start at iteration 0 whatever the weights have seen
 --freeze INT         so many first layers keep their weights
@@ -174,21 +179,16 @@ TRAIN = (
 )
 
 
-@one_line_errors()
-def train():
+def train(words):
     """Trains a network. Without flags: cfg/yolov4-voc.cfg on cfg/voc.data from
     pretrain/yolov4.conv.137 with Darknet's loss. The cfg holds where no flag and no recipe says
     otherwise."""
     parser = new_parser(train, *TRAIN)
-    known = parser.parse_known_args()[0]
+    known = parser.parse_known_args(words)[0]
     recipe = read_recipe(known.recipe).train if known.recipe else {}
     overridden = {"epochs": known.max_batches, "weights": known.cfg}
-    words = (
-        f"--{key.replace('_', '-')}={value}"
-        for key, value in recipe.items()
-        if not overridden.get(key)
-    )
-    given = parser.parse_args([*words, *sys.argv[1:]])
+    recipe = {key: value for key, value in recipe.items() if not overridden.get(key)}
+    given = parser.parse_args([*as_words(recipe), *words])
     if given.epochs and given.max_batches:
         parser.error("--epochs and --max-batches exclude each other")
     flags = {key: value for key, value in vars(given).items() if value is not None}
@@ -204,60 +204,49 @@ def train():
         old = runs.run_settings(folder)
         settings = Settings(**old | {key: flags[key] for key in MACHINE & flags.keys()})
     else:
-        settings = new_settings(flags)
+        settings = runs.new_settings(flags, say)
         stem = Path(settings.recipe or settings.cfg).stem
         folder = runs.new_run_folder(given.runs, given.name or stem)
     run = training.Training(settings, folder, resume, say)
     run.run()
     weights = f"{folder.name}_last.weights, {folder.name}_best.weights"
     run.say(f"{folder}: chart.png, results.csv, {weights}, last.pt")
+    return folder
 
 
-def new_settings(flags):
-    """Settings of a new run; names the missing files and the commands that make them."""
-    source, weights = flags.get("data", DATA), None if "cfg" in flags else WEIGHTS
-    weights, data, missing = flags.get("weights", weights), read_data(source), []
-    if not {"train", "names"} <= data.keys():
-        raise ValueError(f"{source}: expected train = LIST and names = FILE")
-    if source in MADE_BY and not Path(data["train"]).exists():
-        missing.append(f"{data['train']} is missing: {MADE_BY[source]}")
-    remote = PRETRAINED.get(Path(weights or "").name)
-    if remote and not Path(weights).exists():
-        several = "WORLD_SIZE" in os.environ  # processes, which must not download one file at once
-        if "download" in flags and not several:
-            download(remote, weights)
-        else:
-            how = "download it first without torchrun" if several else "--download downloads it"
-            missing.append(f"{weights} is missing: {how}, or by hand\n{remote.by_hand(weights)}")
-    if missing:
-        raise ValueError("\n".join(missing))
-    given = {"cfg": CFG, "workers": min(8, os.cpu_count() or 1), **flags}
-    given |= {key: data.get(key) for key in ("train", "valid", "names", "difficult")}
-    given |= {"data": source, "weights": weights}
-    return Settings(**{key: given[key] for key in get_type_hints(Settings).keys() & given})
+def as_words(options):
+    """{"max_batches": 10, "clear": True} -> the words of a command line."""
+    return [
+        f"--{key.replace('_', '-')}" + ("" if value is True else f"={value}")
+        for key, value in options.items()
+        if value is not None and value is not False
+    ]
 
 
-def find_files(given, **options):
-    """The NetworkFiles of --weights, --cfg, --names, --runs."""
+def find_files(given):
+    """The NetworkFiles of --weights, --cfg, --names, --runs; downloads the weights if asked to."""
     from yolov4.weights import network_files
 
-    return network_files(given.weights, given.cfg, given.names, given.runs, **options)
+    remote = PRETRAINED.get(Path(given.weights or "").name)
+    if given.download and remote:
+        download(remote, given.weights)
+    return network_files(given.weights, given.cfg, given.names, given.runs)
 
 
 def make_detector(given, files):
     """The Detector that the options of INFERENCE ask for."""
     from yolov4.detector import Detector
 
-    options = given.device, given.letter_box, given.compile, given.half
+    options = given.device, given.letter_box, given.compile, given.half, given.tiles
     return Detector(files.cfg, files.weights, files.names, *options)
 
 
 VAL = """
---weights FILE       .weights or a .pt checkpoint (default: the newest run's)
---data FILE          Darknet's .data file: its valid, names, difficult
---images LIST        list of images, one per line
+--weights FILE       .weights, a .pt checkpoint, an .onnx (default: the newest run's)
+--data DATA          as train takes it: its valid, names, difficult
+--images LIST        list of images, one per line, or a folder
 --difficult LIST     list whose labels are the difficult objects
---iou-thresh FLOAT=0.5  Darknet's
+--iou-thresh SHARE=0.5  Darknet's
 --points 0|11|101=0  Darknet's recall points; 0: area under the curve
 --protocols darknet|voc|coco+  default: darknet, and voc where there is VOC XML or a list of
                      difficult objects; coco where one of its files is given
@@ -268,13 +257,12 @@ VAL = """
 """
 
 
-@one_line_errors()
-def val():
+def val(words):
     """mAP, precision, recall, F1 and average IoU as `darknet detector map` counts them; VOC's and
     COCO's figures from the same pass. Without arguments: the newest run's best weights on its
     validation list."""
     parser = new_parser(val, VAL, FILES, INFERENCE)
-    given = parser.parse_args()
+    given = parser.parse_args(words)
     if given.weights and not (given.data or given.images):
         parser.error("--weights without images to evaluate on: give --data or --images")
 
@@ -282,7 +270,7 @@ def val():
     from yolov4.evaluation import collect
     from yolov4.protocols import check, measure, to_json
 
-    data = read_data(given.data) if given.data else {}
+    data = runs.data_options(given.data, given.runs, say) if given.data else {}
     images = given.images or data.get("valid")
     if given.data and not images:
         raise ValueError(f"{given.data}: expected valid = LIST")
@@ -311,36 +299,38 @@ def val():
 
 DETECT = """
 sources SOURCE*       images, folders, .txt lists, globs, videos, a camera's number, addresses
-                     (rtsp://, http://)
+                     (rtsp://, http://), - for a list on the standard input
 --weights FILE       .weights, a .pt checkpoint, an .onnx (default: the newest run's)
---thresh FLOAT=0.25  confidence threshold
---nms FLOAT=0.45     IoU threshold, 0: no NMS
+--thresh SHARE=0.25  confidence threshold
+--nms SHARE=0.45     IoU threshold, 0: no NMS
 --every COUNT=1      N: of videos only the frames 1, 1 + N, 1 + 2N, ...; the video written has only
                      these and lasts as long
 --reconnect FLOAT=60  seconds for which a camera or stream that breaks off is tried again
---out FOLDER=runs/detect  folder for the images
+--classes NAME+      only objects of these classes, by name or number
+--out FOLDER         for the images (default: runs/detect, then runs/detect-2 ...)
+--save-crops         every object as OUT/crops/CLASS/NAME_NUMBER.jpg
+--codec avc1|vp09|mp4v  of videos (default: the first that OpenCV writes here)
 --save-txt           OUT/labels/NAME.txt: class cx cy w h, for training
 --json FILE          all detections, with Darknet's keys
 --show               open a window too; q or Esc ends
 """
 
 
-@one_line_errors()
-def detect():
+def detect(words):
     """Finds objects, draws and saves them. Without arguments: the newest run's best weights on 8
     images of its validation list."""
     parser = new_parser(detect, DETECT, FILES, INFERENCE)
-    given = parser.parse_args()
+    given = parser.parse_args(words)
     if given.weights and not given.sources:
         parser.error("--weights without anything to detect on: give SOURCE")
     # unreadable files get a line of our own
     os.environ |= {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"} | os.environ
 
     from yolov4.data import read_image_list
-    from yolov4.runs import validation_list
+    from yolov4.runs import new_run_folder, validation_list
     from yolov4.video import Output, expand, is_stream
 
-    files = find_files(given, exported=True)
+    files = find_files(given)
     sources, note = [path for source in given.sources for path in expand(source)], ""
     if not given.sources:
         paths = read_image_list(validation_list(files.run))
@@ -348,7 +338,10 @@ def detect():
         note = f"; {len(sources)} images of its validation list"
     print(f"{files}{note}", flush=True)
     detector = make_detector(given, files)
-    output = Output(given.out, detector.names, sources, given.save_txt, given.json)
+    output = Output(
+        given.out or new_run_folder(given.runs, "detect"), detector.names, sources,
+        given.save_txt, given.json, given.save_crops,
+    )  # fmt: skip
     session = Session(given, detector, output)
     with closing(output), suppress(Closed):
         for streams, group in groupby(sources, is_stream):
@@ -371,6 +364,11 @@ class Session:
     def __init__(self, given, detector, output):
         self.given, self.detector, self.output = given, detector, output
         self.failed, self.numbers = 0, count(1)  # numbers: of the images
+        names, self.classes = list(detector.names), set()
+        for name in given.classes or ():
+            if name not in names and not (name.isdecimal() and int(name) < len(names)):
+                raise ValueError(f"--classes {name}: expected one of {', '.join(names)}")
+            self.classes.add(names.index(name) if name in names else int(name))
 
     def images(self, sources):
         from yolov4.detector import WORKERS
@@ -415,7 +413,8 @@ class Session:
                 yield prediction, source, f"{path.stem}_{number:06}", number, write, ""
 
         try:
-            with closing(video), closing(VideoFile(path, video.rate / every, video.size)) as file:
+            target = VideoFile(path, video.rate / every, video.size, self.given.codec)
+            with closing(video), closing(target) as file:
                 self.save(items(), 1, "frames", video.length, 1)
             if video.fault:
                 self.skip(video.fault)
@@ -426,8 +425,11 @@ class Session:
             say(f"{source}: {frames} frames  ({time} each) -> {path}")
 
     def stream(self, sources, **options):
-        given = self.given
-        return self.detector.stream(sources, given.thresh, given.nms, given.batch, **options)
+        given, wanted = self.given, self.classes
+        for each in self.detector.stream(sources, given.thresh, given.nms, given.batch, **options):
+            labels = each.detections.labels.tolist()
+            chosen = [number for number, label in enumerate(labels) if label in wanted]
+            yield each._replace(detections=each.detections[chosen]) if wanted else each
 
     def save(self, items, workers, unit, total, wait):
         """Draws items (prediction, source, stem, number, write, line to say) and writes them, in
@@ -460,7 +462,7 @@ class Session:
         with ThreadPoolExecutor(workers) as pool, bar:
             for prediction, source, stem, number, write, line in items:
                 image, found = prediction.image, prediction.detections
-                self.output.add(source, stem, image.shape[1::-1], found, number)
+                self.output.add(source, stem, image, found, number)
                 pending.append((pool.submit(draw, image, found, write), line))
                 finish(0 if show else 2 * workers)
             finish(0)
@@ -479,10 +481,9 @@ out OUT?             .weights or .pt (default: beside IN)
 """
 
 
-@one_line_errors()
-def convert():
+def convert(words):
     """Converts a .pt checkpoint to Darknet's .weights, with .cfg and .names beside it, and back."""
-    given = new_parser(convert, CONVERT, FILES).parse_args()
+    given = new_parser(convert, CONVERT, FILES).parse_args(words)
 
     from yolov4 import runs, weights
 
@@ -557,17 +558,16 @@ out OUT?             default: beside the weights, with the suffix .onnx
 --nms                NMS in the graph too -> boxes (n, 4), scores (n,), labels (n,), image_index
                      (n,). ONNX has plain IoU only: with nms_kind=greedynms or diounms it keeps
                      fewer boxes than Darknet. detect.py needs no --nms
---thresh FLOAT=0.25  of --nms: confidence threshold
---nms-thresh FLOAT=0.45  of --nms: IoU threshold
+--thresh SHARE=0.25  of --nms: confidence threshold
+--nms-thresh SHARE=0.45  of --nms: IoU threshold
 """
 
 
-@one_line_errors()
-def export():
+def export(words):
     """Writes an .onnx for any batch size: images (batch, 3, height, width), RGB 0..1 -> boxes
     (batch, N, 4), xyxy relative to the network input, and scores (batch, N, classes) = objectness *
     class probability."""
-    given = new_parser(export, EXPORT, FILES).parse_args()
+    given = new_parser(export, EXPORT, FILES).parse_args(words)
 
     from yolov4.export import LIMIT, OPSET, Suppression, export_onnx
     from yolov4.weights import load_network
@@ -621,12 +621,11 @@ list LIST            list of images; labels as for training
 """
 
 
-@one_line_errors()
-def anchors():
+def anchors(words):
     """Computes anchors for a list of images by k-means and compares them with those of a cfg."""
     parser = new_parser(anchors, ANCHORS)
     parser.epilog = ADVICE
-    given = parser.parse_args()
+    given = parser.parse_args(words)
     if not given.cfg and (given.out or given.plot or not given.size):
         parser.error("expected --cfg or --size, and --cfg with --out or --plot")
     if given.out and given.size:
@@ -636,6 +635,7 @@ def anchors():
     from yolov4.data import read_image_list
     from yolov4.report import write_data
 
+    given.cfg = given.cfg and own_file(given.cfg, ".cfg")
     network = read_cfg(given.cfg) if given.cfg else None
     new, lines = fit(given.list, network, given.size, given.num, given.seed)
     print(*lines, sep="\n")
@@ -650,35 +650,30 @@ def anchors():
 
 
 LABELS = """
-sources SOURCE+      VOCdevkit or one of its folders; a folder with COCO's annotations, or its JSON
-                     files
---format voc|coco    default: detected from the files
+sources SOURCE+      a folder of VOC XML (VOCdevkit, LabelImg, CVAT, Roboflow ...), COCO JSON, or YOLO
+                     labels; a data.yaml, a .data file, JSON files, a list with boxes
 --download           download VOC 2007 and 2012 there first: 2.9 GB
 --sets SET+          of VOC, such as 2012_train 2007_test (default: all found)
---names FILE         class names, of VOC also auto (default: VOC's 20, or COCO's categories)
---out FOLDER         default: beside VOC's folders, or data/coco
+--names FILE         class names, or auto for those in use (default: those of the source)
+--out FOLDER         default: data/ and the name of the source
 --keep-difficult     of VOC: difficult objects count as others
---images FOLDER      of COCO: folder at or below which the images are (default: found)
+--images FOLDER      at or below which the images of a JSON are (default: found)
 """
 
 
-@one_line_errors()
-def labels(format=None):
-    """VOC XML or COCO JSON -> Darknet's labels, lists of images, .names and .data."""
-    given = new_parser(labels, LABELS).parse_args()
+def labels(words):
+    """Any data set -> Darknet's labels, lists of images, .names and .data, in a folder of its own."""
+    given = new_parser(labels, LABELS).parse_args(words)
 
-    from yolov4.labels import convert_coco, convert_voc, download_voc, guess_format
+    from yolov4.labels import convert, download_voc
 
-    root, names = given.sources[0], given.names
+    names = given.names
     if given.download:
-        download_voc(root)
+        download_voc(given.sources[0])
     if names not in (None, "auto"):
-        names = read_names(names)
-    if (given.format or format or guess_format(given.sources)) == "coco":
-        result = convert_coco(given.sources, given.out or "data/coco", given.images, names)
-    else:
-        result = convert_voc(root, given.out, given.sets, names, given.keep_difficult)
-    print("\n".join(result.report()))
+        names = read_names(own_file(names, ".names"))
+    options = {"images": given.images, "sets": given.sets, "keep_difficult": given.keep_difficult}
+    print("\n".join(convert(given.sources, given.out, names=names, **options).report()))
 
 
 CFG_OPTIONS = f"""
@@ -696,11 +691,10 @@ name NAME?           {", ".join(PRESETS)}; or a .cfg, whose layers are printed
 """
 
 
-@one_line_errors()
-def cfg():
+def cfg(words):
     """Writes a network as a .cfg, for any classes, anchors, size; or prints a .cfg's layers."""
     parser = new_parser(cfg, CFG_OPTIONS)
-    changes = {key: value for key, value in vars(parser.parse_args()).items() if value is not None}
+    changes = {key: value for key, value in vars(parser.parse_args(words)).items() if value is not None}
     name, folder, names, out = (changes.pop(key, None) for key in ("name", "all", "names", "out"))
     if bool(name) == bool(folder) or (names and "classes" in changes):
         parser.error("expected NAME or --all FOLDER, and one of --classes and --names")
@@ -711,7 +705,7 @@ def cfg():
     if name.endswith(".cfg"):
         from yolov4.model import Darknet, summary
 
-        return print(summary(Darknet.from_cfg(name)))
+        return print(summary(Darknet.from_cfg(own_file(name, ".cfg"))))
     if "anchors" in changes:
         yolo = parse_cfg(f"[net]\n[yolo]\nanchors={changes['anchors']}", "--anchors").sections[0]
         changes["anchors"] = yolo.anchors
@@ -724,12 +718,16 @@ def cfg():
         sys.stdout.write(text)
 
 
-def main() -> None:
-    """`yolov4 COMMAND ...`"""
-    commands = train, val, detect, convert, export, anchors, labels, cfg
+def main(name: str | None = None) -> None:
+    """`yolov4 COMMAND ...`, or a script's one command."""
+    commands = train, val, detect, convert, export, anchors, labels, cfg, detector, partial
     commands = {command.__name__: command for command in commands}
-    parser = argparse.ArgumentParser("yolov4", epilog="yolov4 COMMAND --help lists its options.")
-    parser.add_argument("command", choices=commands)
-    name = parser.parse_args(sys.argv[1:2]).command
-    sys.argv = [f"yolov4 {name}", *sys.argv[2:]]
-    commands[name]()
+    program, *words = sys.argv
+    if not name:
+        parser = argparse.ArgumentParser("yolov4", epilog="yolov4 COMMAND --help lists its options.")
+        parser.add_argument("command", choices=commands)
+        name, words = parser.parse_args(words[:1]).command, words[1:]
+        program = f"yolov4 {name}"
+    sys.argv = [program, *words]  # for messages
+    with one_line_errors():
+        commands[name](words)

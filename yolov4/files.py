@@ -14,7 +14,7 @@ from typing import NamedTuple
 MAX_TEXT = 1 << 28  # bytes of a cfg, list, label, XML or JSON file
 HERE = Path(__file__).resolve().parent
 # cfgs, recipes, .data and .names of the project: in the package, or beside it in a checkout
-CFG = next(filter(Path.is_dir, (HERE / "configs", HERE.parent / "cfg")))
+CONFIGS = next(filter(Path.is_dir, (HERE / "configs", HERE.parent / "cfg")))
 
 
 @contextlib.contextmanager
@@ -79,7 +79,7 @@ def locate(path, source):
 def own_file(path, suffix):
     """The path if there is such a file, else the project's own file of that name, if any:
     `yolov4-tiny`, `cfg/voc.data`."""
-    own = CFG / (Path(path).name.removesuffix(suffix) + suffix)
+    own = CONFIGS / (Path(path).name.removesuffix(suffix) + suffix)
     return Path(path if os.path.isfile(path) or not own.is_file() else own)
 
 

@@ -36,7 +36,7 @@ from yolov4.data import (
     outline_box,
     read_image_list,
 )
-from yolov4.files import CFG, Remote, download, locate, read_text
+from yolov4.files import CONFIGS, Remote, download, locate, read_text
 
 JOINED = {  # of the VOC devkit, as Darknet's script joins them
     "train": ("2007_train", "2007_val", "2012_train", "2012_val"),
@@ -536,7 +536,7 @@ def convert(sources, out=None, *, images=None, sets=None, names=None, keep_diffi
         found.kind, found.what = "voc", "VOC XML"
         read_voc(found, tree, sets)
         if not names and "/VOC20" in "".join(image.as_posix() for image in found.objects):
-            names = read_names(CFG / "voc.names")
+            names = read_names(CONFIGS / "voc.names")
     else:
         read_yolo(found, tree)
     return found.finish(None if names == "auto" else names, keep_difficult)

@@ -7,8 +7,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 from yolov4.cfg import Yolo, raw_sections, section_values
-from yolov4.files import read_text
+from yolov4.files import own_file, read_text
 from yolov4.graph import find_heads, plan_layers
+
+
+CFG, DATA, WEIGHTS = "yolov4-voc", "cfg/voc.data", "pretrain/yolov4.conv.137"  # without flags
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,10 +61,9 @@ class Recipe(NamedTuple):
 
 def read_recipe(name):
     """Reads cfg/NAME.recipe, or a file by its path.  Raises ValueError `file:line: ...`."""
-    path = Path(f"cfg/{name}.recipe")
-    path = path if path.is_file() else Path(name)
+    path = own_file(name, ".recipe")
     if not path.is_file():
-        raise ValueError(f"--recipe {name}: no such file, and no cfg/{name}.recipe")
+        raise ValueError(f"--recipe {name}: no such file, and no recipe of that name")
     recipe = Recipe({}, {}, {})
     for kind, line, options in raw_sections(read_text(path), str(path)):
         if kind == "train":

@@ -4,15 +4,27 @@ Source: the names of weights and chart are those that Darknet's users know."""
 import csv
 import json
 import os
+import warnings
+import zlib
 from pathlib import Path
+from typing import get_type_hints
 
 import cv2
 
 from yolov4 import plots
-from yolov4.cfg import format_cfg
-from yolov4.files import read_text, replacing
+from yolov4.cfg import format_cfg, read_data
+from yolov4.files import CONFIGS, PRETRAINED, download, locate, own_file, read_text, replacing
+from yolov4.labels import convert
+from yolov4.recipe import CFG, DATA, WEIGHTS, Settings
 from yolov4.weights import PREVIOUS, save_checkpoint, save_weights
 
+MADE_BY = {  # how to make the lists of the project's own .data files
+    "voc": "`yolov4 labels VOCDEVKIT --out data/voc0712` makes it; with --download it downloads "
+    "VOC 2007 and 2012 too",
+    "coco": "`yolov4 labels COCO --out data/coco` makes it from a folder with annotations, "
+    "train2017, val2017",
+    "shapes": "`python data/shapes/make_shapes.py` draws it and prints the next commands",
+}
 SHOWN_BATCHES = 3  # first mini-batches that are drawn
 FORMATS = {"iteration": "d", "images_per_second": ".4g", "data_share": ".3f", "map": ".6f"}
 
@@ -32,6 +44,48 @@ def validation_list(run):
     if not path or not Path(path).exists():
         raise ValueError(f"{run}: its validation list is {path or 'not named'}, expected --images")
     return Path(path)
+
+
+def data_options(source, root="runs", say=print):
+    """What a .data file says; any other data set is converted to one, below `root`, and `say` tells
+    what it is taken for.  See `labels.convert`."""
+    source = Path(source) if Path(source).is_dir() else own_file(source, ".data")
+    if source.suffix != ".data":
+        full = source.absolute()
+        if "WORLD_SIZE" in os.environ:  # processes, which must not write one file at once
+            raise ValueError(f"{source}: `yolov4 labels {full}` first writes its .data for torchrun")
+        number = zlib.crc32(os.fsencode(full))  # folders are often called the same
+        found = convert([source], Path(root, "data", f"{full.stem}-{number:08x}"))
+        say("\n".join(found.report()))
+        source = found.data
+    return read_data(source)
+
+
+def new_settings(flags, say=print):
+    """Settings of a new run; names the missing files and the commands that make them."""
+    source, weights = flags.get("data", DATA), None if "cfg" in flags else WEIGHTS
+    weights = flags.get("weights") or (weights and str(locate(weights, CONFIGS / "x")))
+    data, missing = data_options(source, flags.get("runs", "runs"), say), []
+    if not {"train", "names"} <= data.keys():
+        raise ValueError(f"{source}: expected train = LIST and names = FILE")
+    if not Path(data["train"]).exists():
+        how = MADE_BY.get(Path(source).stem, "the images for training")
+        missing.append(f"{data['train']} is missing: {how}")
+    remote = PRETRAINED.get(Path(weights or "").name)
+    if remote and not Path(weights).exists():
+        several = "WORLD_SIZE" in os.environ
+        if "download" in flags and not several:
+            download(remote, weights)
+        else:
+            how = "download it first without torchrun" if several else "--download downloads it"
+            missing.append(f"{weights} is missing: {how}, or by hand\n{remote.by_hand(weights)}")
+    if missing:
+        raise ValueError("\n".join(missing))
+    given = {"workers": min(8, os.cpu_count() or 1), **flags}
+    given |= {key: data.get(key) for key in ("train", "valid", "names", "difficult")}
+    given |= {"data": str(source), "weights": weights}
+    given["cfg"] = str(own_file(flags.get("cfg", CFG), ".cfg"))
+    return Settings(**{key: given[key] for key in get_type_hints(Settings).keys() & given})
 
 
 def new_run_folder(root, name):
@@ -104,8 +158,11 @@ class RunFolder:
         # after the weights: what a whole last.pt promises is there
         state |= {"cfg": self.cfg, "names": self.names}
         save_checkpoint(self.path / "last.pt", state, keep=self.path / PREVIOUS)
-        with replacing(self.path / "chart.png") as beside:
-            plots.training_chart(self.path / "results.csv", beside, self.name)
+        try:
+            with replacing(self.path / "chart.png") as beside:
+                plots.training_chart(self.path / "results.csv", beside, self.name)
+        except OSError as error:  # open in a viewer, under Windows
+            warnings.warn(f"{error.filename}: {error.strerror}", stacklevel=1)
 
     def save_weights(self, kind, model, seen):
         """Writes NAME_KIND.weights."""

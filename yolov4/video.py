@@ -4,6 +4,8 @@ Source: Darknet's src/demo.c, for streams; src/network.c, detection_to_json, for
 import json
 import math
 import queue
+import re
+import sys
 import threading
 import time
 from contextlib import suppress
@@ -20,13 +22,16 @@ from yolov4.boxes import relative_boxes
 from yolov4.data import IMAGES, read_image_list
 
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
+CODECS = "avc1", "vp09", "mp4v"  # H.264 and VP9 play in browsers
 PAUSE = 1.0  # seconds before a stream that broke off is opened again
 
 
 def expand(source):
-    """The files of a folder, a .txt list or a glob, in order; anything else alone.  Raises
-    ValueError for an empty folder or list."""
+    """The files of a folder, a .txt list or a glob, in order; of `-` the lines of the standard
+    input; anything else alone.  Raises ValueError for an empty folder or list."""
     path = Path(source)
+    if source == "-":
+        return [line.strip() for line in sys.stdin if line.strip()]
     if path.is_dir():
         files = [str(each) for each in path.iterdir() if each.suffix.lower() in IMAGES + VIDEOS]
         if not files:
@@ -38,8 +43,9 @@ def expand(source):
 
 
 def is_stream(source):
-    """Whether it has frames: a camera's number, a video or an address."""
-    return source.isdigit() or "://" in source or Path(source).suffix.lower() in VIDEOS
+    """Whether it has frames: a camera's number, a video or an address of no image."""
+    suffix = Path(urlsplit(source).path).suffix.lower()
+    return source.isdigit() or suffix in VIDEOS or ("://" in source and suffix not in IMAGES)
 
 
 class Frame(NamedTuple):
@@ -135,11 +141,13 @@ class Video:
 class Output:
     """Files of one call of detect.  Sources of one name get NAME, NAME_2; none is written over.
 
-    folder: of the images and videos, with labels/ for save_txt; names: of the classes.
+    folder: of the images and videos, with labels/ for save_txt, crops/ for save_crops; names: of
+    the classes.
     """
 
-    def __init__(self, folder, names, sources, save_txt, json_path):
+    def __init__(self, folder, names, sources, save_txt, json_path, save_crops=False):
         self.folder, self.names, self.stems = Path(folder), names, set()
+        self.crops = save_crops
         self.labels = self.folder / "labels" if save_txt else None
         self.taken = {Path(source).resolve() for source in sources}
         (self.labels or self.folder).mkdir(parents=True, exist_ok=True)
@@ -160,9 +168,10 @@ class Output:
         self.stems.add(path.stem.lower())
         return path
 
-    def add(self, source, stem, image_size, detections, frame):
+    def add(self, source, stem, image, detections, frame):
         """Writes one image, or the frame of that number: its record in the .json, which has
-        Darknet's keys, and its labels for training."""
+        Darknet's keys, its labels for training, its objects as images."""
+        image_size = image.shape[1::-1]
         if self.json:
             keys = ("center_x", "center_y", "width", "height")
             found = _rows(detections, detections.boxes.double(), image_size)  # not clipped
@@ -190,6 +199,13 @@ class Output:
                 if w > 0 and h > 0
             )
             (self.labels / f"{stem}.txt").write_text("".join(lines), encoding="utf-8")
+        boxes = detections.boxes.round().clamp(min=0).int().tolist() if self.crops else ()
+        for number, ((left, top, right, bottom), label) in enumerate(zip(boxes, detections.labels), 1):
+            crop = image[top:bottom, left:right]
+            if crop.size:
+                folder = self.folder / "crops" / re.sub(r"[^\w .-]", "_", self.names[label])
+                folder.mkdir(parents=True, exist_ok=True)
+                write_picture(folder / f"{stem}_{number}.jpg", crop)
 
     def close(self):
         if self.json:
@@ -210,12 +226,15 @@ def write_picture(path, image):
 
 class VideoFile:
     """An .mp4 of frames uint8 (H, W, 3) BGR, resized to size = (width, height); rate per second.
+    codec: of CODECS, None for the first that OpenCV writes here.
     Raises ValueError if it cannot be written, from close() if frames are missing."""
 
-    def __init__(self, path, rate, size):
-        self.path, self.size, self.frames = path, size, 0
-        self.writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
-        if not self.writer.isOpened():
+    def __init__(self, path, rate, size, codec=None):
+        self.path, self.size, self.frames, self.writer = path, size, 0, cv2.VideoWriter()
+        for name in [codec] if codec else CODECS:
+            if self.writer.open(str(path), cv2.VideoWriter_fourcc(*name), rate, size):
+                break
+        else:
             raise ValueError(f"{path}: OpenCV cannot write an mp4 of {size[0]}x{size[1]} here")
 
     def write(self, image, upto):

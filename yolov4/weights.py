@@ -19,7 +19,7 @@ import torch
 
 from yolov4.cfg import parse_cfg
 from yolov4.decoding import decode
-from yolov4.files import replacing
+from yolov4.files import own_file, replacing
 from yolov4.model import Darknet
 
 VERSION = (0, 2, 5)  # what Darknet writes
@@ -200,6 +200,8 @@ def load_network(weights, cfg=None, ema=True):
     ema: take the averaged weights of a checkpoint where it has them.  model.seen: images seen in
     training.  Raises ValueError for what does not fit, and for .weights of only the first layers.
     """
+    if is_onnx(weights):
+        raise ValueError(f"{weights}: runs in detect and val only, expected .weights or .pt")
     if not is_checkpoint(weights):
         if cfg is None:
             raise ValueError(f"{weights}: a .weights file without its cfg, expected both")
@@ -250,9 +252,9 @@ class NetworkFiles(NamedTuple):
         return f"weights {self.weights}, cfg {self.cfg or 'in it'}, {self.names or own}"
 
 
-def network_files(weights=None, cfg=None, names=None, root="runs", exported=False):
-    """The given files; missing cfg and names from beside the weights; without weights the newest
-    run's.  exported: an .onnx is fine too.  Raises ValueError where weights or cfg are missing."""
+def network_files(weights=None, cfg=None, names=None, root="runs"):
+    """The given files; missing cfg and names from beside the weights, a cfg also from the project's
+    own; without weights the newest run's.  Raises ValueError where weights or cfg are missing."""
     run = None
     if weights is None:
         if cfg is not None:
@@ -261,12 +263,10 @@ def network_files(weights=None, cfg=None, names=None, root="runs", exported=Fals
         found = (path for kind in ("best", "last") for path in run.glob(f"*_{kind}.weights"))
         weights = next(found)
     weights = Path(weights)
-    if is_onnx(weights) and not exported:
-        raise ValueError(
-            f"{weights}: an ONNX network runs in detect.py only, expected .weights or .pt"
-        )
+    cfg = cfg and own_file(cfg, ".cfg")
     if not holds_cfg(weights):
-        cfg = cfg or _beside(weights, ".cfg")
+        own = own_file(_stems(weights)[-1], ".cfg")
+        cfg = cfg or _beside(weights, ".cfg") or (own if own.is_file() else None)
         if cfg is None:
             stems = ", ".join(f"{stem}.cfg" for stem in _stems(weights))
             raise ValueError(f"{weights}: found no {stems} beside it, expected one, or --cfg")

@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-from yolov4.cli import labels
+from yolov4.cli import main
 
 if __name__ == "__main__":
-    labels(format="voc")
+    main("labels")
