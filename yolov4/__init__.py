@@ -19,3 +19,7 @@ def __getattr__(name):
         raise AttributeError(f"module 'yolov4' has no attribute {name!r}")
     module = importlib.import_module(f"yolov4.{_HOME[name]}")
     return module if name == _HOME[name] else getattr(module, name)
+
+
+def __dir__():
+    return globals().keys() | _HOME

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
+from urllib.request import urlopen
 
 import cv2
 import numpy as np
@@ -113,10 +114,19 @@ def label_rows(path):
 
 
 def load_image(path):
-    """The image, uint8 (H, W, 3) BGR, turned as its EXIF says.  ValueError if it cannot be read."""
-    if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file")
-    content, image = np.fromfile(path, np.uint8), None  # cv2.imread needs ASCII under Windows
+    """The image of a file or an address (http://, https://), uint8 (H, W, 3) BGR, turned as its
+    EXIF says.  ValueError if it cannot be read."""
+    if str(path).startswith(("http://", "https://")):
+        try:
+            with urlopen(path, timeout=30) as reply:
+                content = np.frombuffer(reply.read(MAX_PIXELS), np.uint8)
+        except Exception as error:  # of many classes, whatever a server brings
+            raise ValueError(f"{path}: cannot be downloaded: {error}") from None
+    elif Path(path).is_file():
+        content = np.fromfile(path, np.uint8)  # cv2.imread needs ASCII under Windows
+    else:
+        raise ValueError(f"{path}: no such image (`python detect.py` takes folders and globs too)")
+    image = None
     with contextlib.suppress(cv2.error):  # empty, too many pixels, a format that is switched off
         image = cv2.imdecode(content, cv2.IMREAD_COLOR)
     if image is None:

@@ -1,9 +1,9 @@
 """Logits to boxes and probabilities, the only place, and from there to the detections of an image.
 Source: Darknet's src/yolo_layer.c, get_yolo_box, get_yolo_detections, correct_yolo_boxes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -21,18 +21,29 @@ class Decoded(NamedTuple):
     classes: Tensor  # (B, A, h, w, C) probabilities
 
 
+class Detection(NamedTuple):
+    """One detection in plain values."""
+
+    name: str
+    score: float
+    box: list[float]  # x1, y1, x2, y2 in pixels of the original image
+
+
 @dataclass(eq=False)
 class Detections:
     """What was found in one image, by falling score; `len` is the number of detections.
 
-    prediction: which prediction each came from, numbered in Darknet's order; the classes of one
-    prediction share it.  None: one each, in order.
+    Iterating gives a Detection each, and so does a number as index; a slice, a mask or a list of
+    indices gives Detections.  prediction: which prediction each came from, numbered in Darknet's
+    order; the classes of one prediction share it.  None: one each, in order.  names: of the
+    classes, None for their numbers.
     """
 
     boxes: Tensor  # (n, 4) xyxy, pixels of the original image
     scores: Tensor  # (n,)
     labels: Tensor  # (n,) int64
     prediction: Tensor | None = None  # (n,) int64
+    names: Sequence[str] | None = None
 
     def __post_init__(self):
         if self.prediction is None:
@@ -41,16 +52,35 @@ class Detections:
     def __len__(self) -> int:
         return len(self.scores)
 
-    def __getitem__(self, which: Tensor | slice) -> "Detections":
-        """Some of them, by a mask, a slice or indices."""
-        return Detections(*(each[which] for each in vars(self).values()))
+    def __iter__(self) -> Iterator[Detection]:
+        columns = self.labels.tolist(), self.scores.tolist(), self.boxes.tolist()
+        for label, score, box in zip(*columns, strict=True):
+            yield Detection(self.names[label] if self.names else str(label), score, box)
+
+    def __getitem__(self, which) -> Any:
+        if not self.scores[which].dim():
+            return list(self)[which]
+        return self._each(lambda values: values[which])
+
+    def __repr__(self) -> str:
+        found = ", ".join(f"{name} {score:.2f}" for name, score, _ in self)
+        return f"{len(self)} detection{'s' * (len(self) != 1)}: {found or 'none'}"
+
+    def _each(self, change):
+        """With every tensor changed."""
+        *tensors, names = vars(self).values()
+        return type(self)(*map(change, tensors), names)
 
     def cpu(self) -> "Detections":
-        return Detections(*(each.cpu() for each in vars(self).values()))
+        return self._each(Tensor.cpu)
 
-    def numpy(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def numpy(self) -> tuple[np.ndarray, ...]:
         """boxes, scores, labels as arrays."""
         return tuple(each.cpu().numpy() for each in (self.boxes, self.scores, self.labels))
+
+    def to_list(self) -> list[dict]:
+        """A dict with name, score and box of each, ready for json.dumps."""
+        return [each._asdict() for each in self]
 
 
 class Candidates(NamedTuple):

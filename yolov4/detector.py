@@ -5,11 +5,12 @@ import copy
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice, repeat
 from pathlib import Path
-from typing import NamedTuple
+from threading import Lock
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -22,10 +23,36 @@ from yolov4.data import keep_freed_memory, load_image
 from yolov4.decoding import Detections, detections_from_logits, fitted_size
 from yolov4.export import OnnxNetwork
 from yolov4.model import HALVES, Darknet
-from yolov4.weights import is_onnx, load_network
+from yolov4.plots import draw_detections
+from yolov4.weights import is_onnx, load_network, network_files
 
-Source = str | Path | np.ndarray
 WORKERS = min(8, os.cpu_count() or 1)  # threads that read and resize images
+STARTING = Lock()  # one of these threads at a time
+
+
+def read_image(source):
+    """A path, an address, a PIL image, or an array uint8 (H, W, 3) BGR, (H, W) or (H, W, 1) grey or
+    (H, W, 4) BGRA -> uint8 (H, W, 3) BGR.  Raises ValueError for all else."""
+    if isinstance(source, str | Path):
+        return load_image(source)
+    if hasattr(source, "getexif"):
+        from PIL import ImageOps  # who has such an image has PIL
+
+        source = np.asarray(ImageOps.exif_transpose(source).convert("RGB"))[..., ::-1]
+    if isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.size:
+        match source.shape:
+            case (_, _, 3):
+                return source
+            case (_, _) | (_, _, 1):
+                return cv2.cvtColor(source, cv2.COLOR_GRAY2BGR)
+            case (_, _, 4):
+                return cv2.cvtColor(source, cv2.COLOR_BGRA2BGR)
+    kind = type(source).__name__
+    found = f"{kind} {source.dtype} {tuple(source.shape)}" if hasattr(source, "dtype") else kind
+    raise ValueError(
+        f"image: found {found}, expected a path, an address, a PIL image or a numpy array: uint8 "
+        f"(H, W, 3) BGR, (H, W) grey or (H, W, 4) BGRA"
+    )
 
 
 def resize_image(image, size):
@@ -49,11 +76,12 @@ def letterbox_image(image, size):
 
 
 def choose_device(name=None):
-    """The device of that name; None: cuda, else mps, else cpu.  Raises ValueError if missing."""
+    """The device of that name, or number of a GPU; None: cuda, else mps, else cpu.  Raises
+    ValueError if missing."""
     gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
     known = ["cuda", *gpus] if gpus else []
     known += ["mps", "cpu"] if torch.backends.mps.is_available() else ["cpu"]
-    name = str(name or known[0])
+    name = known[0] if name is None else f"cuda:{name}" if str(name).isdigit() else str(name)
     if name not in known:
         raise ValueError(f"device {name}: not found, expected one of {', '.join(known)}")
     return torch.device(name)
@@ -109,21 +137,31 @@ class PackedConv2d(nn.Module):
         )
 
 
+class Found(Detections):
+    """What a Detector found: Detections that can be drawn."""
+
+    def plot(self, image) -> np.ndarray:
+        """A copy of the image, as a Detector takes it, with boxes: uint8 (H, W, 3) BGR."""
+        return draw_detections(read_image(image), self, self.names)
+
+
 class Prediction(NamedTuple):
     """One image of `Detector.stream`."""
 
-    source: Source  # as it was given
+    source: Any  # as it was given
     image: np.ndarray  # uint8 (H, W, 3) BGR
-    detections: Detections
+    detections: Found
     milliseconds: float  # of network and decoding, shared evenly within a batch
 
 
 class Detector:
-    """A network ready to detect.
+    """A network ready to detect.  Threads may share it.
 
     weights: .weights with its cfg, a .pt checkpoint, an .onnx (which ONNX Runtime runs on the CPU)
-    or a Darknet model, which it takes over; cfg may be None but for .weights.
-    names: a list, a .names file, or None for those in the weights, else class numbers.
+    or a Darknet model, which it takes over.  One of cfg and weights is enough, in the first place
+    too: a missing cfg is found beside the weights as `network_files` does, X.weights beside X.cfg;
+    without both, it is the newest run's network.
+    names: a list, a .names file, or None for those in the weights or beside them.
     device: see `choose_device`.  letter_box: None for the cfg's.  compiled: see `for_inference`.
     half: "bf16" or "fp16".  Raises ValueError for what does not fit.
     """
@@ -138,23 +176,30 @@ class Detector:
         compiled: bool = False,
         half: str | None = None,
     ):
-        dtypes, found = {None: torch.float32, **HALVES}, None
+        dtypes = {None: torch.float32, **HALVES}
         if half not in dtypes:
             raise ValueError(f"half: found {half}, expected one of {', '.join(HALVES)}")
+        if weights is None or str(weights).endswith(".cfg"):  # the only one, or swapped
+            cfg, weights = weights, cfg
         if isinstance(weights, Darknet):
             model = weights
-        elif is_onnx(weights):
-            if cfg or compiled or half or device not in (None, "cpu"):
-                raise ValueError(
-                    f"{weights}: expected no cfg, compiler, half or device but the CPU"
-                )
-            model, device = OnnxNetwork(weights), "cpu"
-            found = model.names
         else:
-            model, found = load_network(weights, cfg)
+            if cfg is None and weights and Path(weights).suffix in ("", ".cfg"):
+                cfg, weights = weights, Path(weights).with_suffix(".weights")
+            weights, cfg, beside, _ = network_files(weights, cfg, exported=True)
+            if is_onnx(weights):
+                if cfg or compiled or half or str(device) not in ("None", "cpu"):
+                    raise ValueError(
+                        f"{weights}: expected no cfg, compiler, half or device but the CPU"
+                    )
+                model, device = OnnxNetwork(weights), "cpu"
+                found = model.names
+            else:
+                model, found = load_network(weights, cfg)
+            names = names or found or beside
         self.net, self.heads, self.device = model.net, model.heads, choose_device(device)
         self.letter_box = self.net.letter_box if letter_box is None else letter_box
-        self.names = names_of_classes(names or found, self.heads[-1].classes)
+        self.names = names_of_classes(names, self.heads[-1].classes)
         self.network, self.dtype = model, dtypes[half]
         if isinstance(model, Darknet):
             self.network = for_inference(model, self.device, compiled, self.dtype)
@@ -165,21 +210,23 @@ class Detector:
         options = {"device": next(model.parameters()).device, **options}
         return cls(None, copy.deepcopy(model), names, **options)
 
+    def __repr__(self) -> str:
+        return (
+            f"Detector({self.net.width}x{self.net.height}, {len(self.names)} classes, "
+            f"{self.device})"
+        )
+
     def __call__(
-        self,
-        images: Source | Sequence[Source],
-        thresh: float = 0.25,
-        nms_thresh: float = 0.45,
-        batch: int | None = None,
-    ) -> list[Detections]:
-        """images: a path, an array uint8 (H, W, 3) BGR, or a list of these.  Returns one Detections
-        per image, on the CPU.  Raises ValueError for what is no image."""
-        sources = [images] if isinstance(images, Source) else images
+        self, images, thresh: float = 0.25, nms_thresh: float = 0.45, batch: int | None = None
+    ) -> list[Found]:
+        """images: one as `read_image` takes it, or a list or an iterator of these.  Returns one
+        Detections per image, on the CPU.  Raises ValueError for what is no image."""
+        sources = images if isinstance(images, list | tuple | Iterator) else [images]
         return [each.detections for each in self.stream(sources, thresh, nms_thresh, batch)]
 
     def stream(
         self,
-        sources: Iterable[Source],
+        sources: Iterable,
         thresh: float = 0.25,
         nms_thresh: float = 0.45,
         batch: int | None = None,
@@ -192,6 +239,8 @@ class Detector:
         read, which is then left out; None: the error is raised.  live: takes the next image only
         when the last is done, in batches of 1.
         """
+        if not (0 <= thresh <= 1 and 0 <= nms_thresh <= 1):
+            raise ValueError(f"thresh {thresh}, nms_thresh {nms_thresh}: expected both in 0..1")
         gpu = self.device.type == "cuda" and not live
         batch = 1 if live else batch or (8 if gpu else 1)
         # the network takes all cores of a CPU: reading meanwhile costs it more than waiting for it
@@ -202,46 +251,49 @@ class Detector:
 
     def _read(self, source):
         """A source, its image (H, W, 3) and the network's (3, h, w)."""
-        image = source if isinstance(source, np.ndarray) else load_image(source)
-        if image.dtype != np.uint8 or image.shape[2:] != (3,) or not image.size:
-            found = f"{image.dtype} {image.shape}"
-            raise ValueError(f"image: found {found}, expected uint8 (H, W, 3) BGR")
+        image = read_image(source)
         fit = letterbox_image if self.letter_box else resize_image
         return source, image, fit(image, (self.net.width, self.net.height))
 
     def _read_ahead(self, sources, at_once, ahead, on_error):
         """Starts on `at_once` more images whenever no more than `ahead` are waiting."""
-        threads = torch.get_num_threads()  # of this thread; those that resize take one core each:
-        # the teams that they would wake keep the cores for a while, and val.py took 28 % longer
-        try:
-            with ThreadPoolExecutor(WORKERS, "", torch.set_num_threads, (1,)) as pool:
-                started = (pool.submit(self._read, source) for source in sources)
-                waiting = deque(islice(started, at_once))
-                while waiting:
-                    try:
-                        read = waiting.popleft().result()
-                    except (ValueError, OSError) as error:
-                        if on_error is None:
-                            raise
-                        on_error(error)
-                    else:
-                        yield read
-                    if len(waiting) <= ahead:
-                        waiting.extend(islice(started, at_once))
-        finally:
-            torch.set_num_threads(threads)  # also of threads to come
+        with ThreadPoolExecutor(WORKERS, "", _take_one_core) as pool:
+            started = (pool.submit(self._read, source) for source in sources)
+            waiting = deque(islice(started, at_once))
+            while waiting:
+                try:
+                    read = waiting.popleft().result()
+                except (ValueError, OSError) as error:
+                    if on_error is None:
+                        raise
+                    on_error(error)
+                else:
+                    yield read
+                if len(waiting) <= ahead:
+                    waiting.extend(islice(started, at_once))
 
     @torch.no_grad()
     def _predict(self, group, *thresholds):
         sources, images, pixels = zip(*group, strict=True)
         start = time.perf_counter()
-        pixels = torch.stack([each.permute(1, 2, 0) for each in pixels])  # (B, h, w, 3)
-        pixels = pixels.permute(0, 3, 1, 2).to(self.device, self.dtype)  # channels last
+        pixels = torch.stack(pixels).to(self.device)  # (B, 3, h, w)
+        pixels = pixels.to(self.dtype, memory_format=torch.channels_last)
         options = [image.shape[1::-1] for image in images], *thresholds, self.letter_box
         if isinstance(self.network, OnnxNetwork):
             found = self.network.detections(pixels, *options)
         else:
             found = detections_from_logits(self.network(pixels), self.heads, *options)
-        found = [each.cpu() for each in found]  # waits for the GPU
+        # waits for the GPU
+        found = [Found(**vars(each.cpu()) | {"names": self.names}) for each in found]
         milliseconds = (time.perf_counter() - start) * 1000 / len(group)
         return map(Prediction, sources, images, found, repeat(milliseconds))
+
+
+def _take_one_core():
+    """For threads that resize: the teams that they would wake keep the cores for a while, and
+    val.py took 28 % longer.  torch.set_num_threads sets this thread's number, and that of threads
+    to come: another thread sets that back."""
+    with STARTING, ThreadPoolExecutor(1) as other:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        other.submit(torch.set_num_threads, threads)
