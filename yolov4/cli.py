@@ -9,11 +9,8 @@ import shlex
 import sys
 import warnings
 from argparse import BooleanOptionalAction
-from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
-from functools import partial
-from itertools import count, groupby, tee
+from itertools import groupby
 from pathlib import Path
 from typing import get_args, get_type_hints
 
@@ -328,7 +325,7 @@ def detect(words):
 
     from yolov4.data import read_image_list
     from yolov4.runs import new_run_folder, validation_list
-    from yolov4.video import Output, expand, is_stream
+    from yolov4.video import Closed, Output, Session, expand, is_stream
 
     files = find_files(given)
     sources, note = [path for source in given.sources for path in expand(source)], ""
@@ -342,7 +339,7 @@ def detect(words):
         given.out or new_run_folder(given.runs, "detect"), detector.names, sources,
         given.save_txt, given.json, given.save_crops,
     )  # fmt: skip
-    session = Session(given, detector, output)
+    session = Session(given, detector, output, say, complain)
     with closing(output), suppress(Closed):
         for streams, group in groupby(sources, is_stream):
             if streams:
@@ -352,124 +349,6 @@ def detect(words):
                 session.images(list(group))
     if session.failed:
         sys.exit(1)
-
-
-class Closed(KeyboardInterrupt):
-    """The user has seen enough: closed the window, or ended a video by Ctrl-C."""
-
-
-class Session:
-    """One call of detect.  `failed` counts the sources that could not be read to their end."""
-
-    def __init__(self, given, detector, output):
-        self.given, self.detector, self.output = given, detector, output
-        self.failed, self.numbers = 0, count(1)  # numbers: of the images
-        names, self.classes = list(detector.names), set()
-        for name in given.classes or ():
-            if name not in names and not (name.isdecimal() and int(name) < len(names)):
-                raise ValueError(f"--classes {name}: expected one of {', '.join(names)}")
-            self.classes.add(names.index(name) if name in names else int(name))
-
-    def images(self, sources):
-        from yolov4.detector import WORKERS
-        from yolov4.video import write_picture
-
-        names = self.detector.names
-
-        def items():
-            for prediction in self.stream(sources, on_error=self.skip):
-                source, found = prediction.source, prediction.detections
-                path = self.output.place(source, ".jpg")
-                text = ", ".join(
-                    f"{names[label]}: {score * 100:.0f}%"
-                    for label, score in zip(found.labels, found.scores.tolist(), strict=True)
-                )
-                time = f"{prediction.milliseconds:.0f} ms"
-                line = f"{source}: {text or 'nothing'}  ({time}) -> {path}"
-                write, number = partial(write_picture, path), next(self.numbers)
-                yield prediction, source, path.stem, number, write, line
-
-        self.save(items(), WORKERS, "images", len(sources), 0)
-
-    def video(self, source):
-        """A video, or a live source, which Ctrl-C ends."""
-        from yolov4.video import Video, VideoFile
-
-        every, ahead = self.given.every, 8 + (self.given.batch or 0)
-        try:
-            video = Video(source, every, ahead, self.given.reconnect, say)
-        except ValueError as error:
-            return self.skip(error)
-        path = self.output.place(source, ".mp4")
-        frames = milliseconds = 0
-
-        def items():
-            nonlocal frames, milliseconds
-            numbered, again = tee(video)
-            predictions = self.stream((frame.image for frame in again), live=video.live)
-            for (number, _), prediction in zip(numbered, predictions, strict=True):
-                frames, milliseconds = frames + 1, milliseconds + prediction.milliseconds
-                write = partial(file.write, upto=(number - 1) // every + 1)
-                yield prediction, source, f"{path.stem}_{number:06}", number, write, ""
-
-        try:
-            target = VideoFile(path, video.rate / every, video.size, self.given.codec)
-            with closing(video), closing(target) as file:
-                self.save(items(), 1, "frames", video.length, 1)
-            if video.fault:
-                self.skip(video.fault)
-        except KeyboardInterrupt:
-            raise Closed from None
-        finally:
-            time = f"{milliseconds / max(frames, 1):.0f} ms"
-            say(f"{source}: {frames} frames  ({time} each) -> {path}")
-
-    def stream(self, sources, **options):
-        given, wanted = self.given, self.classes
-        for each in self.detector.stream(sources, given.thresh, given.nms, given.batch, **options):
-            labels = each.detections.labels.tolist()
-            chosen = [number for number, label in enumerate(labels) if label in wanted]
-            yield each._replace(detections=each.detections[chosen]) if wanted else each
-
-    def save(self, items, workers, unit, total, wait):
-        """Draws items (prediction, source, stem, number, write, line to say) and writes them, in
-        threads while the network runs.  wait: milliseconds of --show, or 0."""
-        from yolov4.plots import draw_detections
-
-        show, pending = self.given.show, deque()
-
-        def draw(image, found, write):
-            drawn = draw_detections(image, found, self.detector.names)
-            write(drawn)
-            return drawn
-
-        def finish(most):
-            """In order, each as soon as it is there, until at most so many are pending."""
-            while pending and (len(pending) > most or pending[0][0].done()):
-                future, line = pending.popleft()
-                drawn = future.result()
-                if line:
-                    say(line)
-                bar.update()
-                if show:
-                    import cv2
-
-                    cv2.imshow("detect.py", drawn)
-                    if cv2.waitKey(wait) & 0xFF in (27, ord("q")):
-                        raise Closed
-
-        bar = tqdm(total=total, unit=f" {unit}", leave=False, disable=None)  # on a terminal only
-        with ThreadPoolExecutor(workers) as pool, bar:
-            for prediction, source, stem, number, write, line in items:
-                image, found = prediction.image, prediction.detections
-                self.output.add(source, stem, image, found, number)
-                pending.append((pool.submit(draw, image, found, write), line))
-                finish(0 if show else 2 * workers)
-            finish(0)
-
-    def skip(self, reason):
-        self.failed += 1
-        complain(reason)
 
 
 CONVERT = """
@@ -694,7 +573,9 @@ name NAME?           {", ".join(PRESETS)}; or a .cfg, whose layers are printed
 def cfg(words):
     """Writes a network as a .cfg, for any classes, anchors, size; or prints a .cfg's layers."""
     parser = new_parser(cfg, CFG_OPTIONS)
-    changes = {key: value for key, value in vars(parser.parse_args(words)).items() if value is not None}
+    changes = {
+        key: value for key, value in vars(parser.parse_args(words)).items() if value is not None
+    }
     name, folder, names, out = (changes.pop(key, None) for key in ("name", "all", "names", "out"))
     if bool(name) == bool(folder) or (names and "classes" in changes):
         parser.error("expected NAME or --all FOLDER, and one of --classes and --names")
@@ -720,6 +601,8 @@ def cfg(words):
 
 def main(name: str | None = None) -> None:
     """`yolov4 COMMAND ...`, or a script's one command."""
+    from yolov4.darknet import detector, partial
+
     commands = train, val, detect, convert, export, anchors, labels, cfg, detector, partial
     commands = {command.__name__: command for command in commands}
     program, *words = sys.argv

@@ -2,12 +2,13 @@
 Source: Darknet's src/image.c (resize_image, letterbox_image) and src/detector.c (test_detector)."""
 
 import copy
+import math
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice, repeat
+from itertools import chain, count, islice, repeat
 from pathlib import Path
 from threading import Lock
 from typing import Any, NamedTuple
@@ -18,6 +19,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from yolov4.boxes import nms, xyxy_to_cxcywh
 from yolov4.cfg import names_of_classes
 from yolov4.data import keep_freed_memory, load_image
 from yolov4.decoding import Detections, detections_from_logits, fitted_size
@@ -26,6 +28,8 @@ from yolov4.model import HALVES, Darknet
 from yolov4.plots import draw_detections
 from yolov4.weights import is_onnx, load_network, network_files
 
+OVERLAP = 0.2  # of neighbouring tiles, of their length
+TILES = 8  # at a time
 WORKERS = min(8, os.cpu_count() or 1)  # threads that read and resize images
 STARTING = Lock()  # one of these threads at a time
 
@@ -163,7 +167,9 @@ class Detector:
     without both, it is the newest run's network.
     names: a list, a .names file, or None for those in the weights or beside them.
     device: see `choose_device`.  letter_box: None for the cfg's.  compiled: see `for_inference`.
-    half: "bf16" or "fp16".  Raises ValueError for what does not fit.
+    half: "bf16" or "fp16".  tiles: (columns, rows) of overlapping parts that are looked at one by
+    one, for small objects; "auto" for parts of about the network's size.
+    Raises ValueError for what does not fit.
     """
 
     def __init__(
@@ -175,6 +181,7 @@ class Detector:
         letter_box: bool | None = None,
         compiled: bool = False,
         half: str | None = None,
+        tiles: tuple[int, int] | str | None = None,
     ):
         dtypes = {None: torch.float32, **HALVES}
         if half not in dtypes:
@@ -186,7 +193,7 @@ class Detector:
         else:
             if cfg is None and weights and Path(weights).suffix in ("", ".cfg"):
                 cfg, weights = weights, Path(weights).with_suffix(".weights")
-            weights, cfg, beside, _ = network_files(weights, cfg, exported=True)
+            weights, cfg, beside, _ = network_files(weights, cfg)
             if is_onnx(weights):
                 if cfg or compiled or half or str(device) not in ("None", "cpu"):
                     raise ValueError(
@@ -200,7 +207,7 @@ class Detector:
         self.net, self.heads, self.device = model.net, model.heads, choose_device(device)
         self.letter_box = self.net.letter_box if letter_box is None else letter_box
         self.names = names_of_classes(names, self.heads[-1].classes)
-        self.network, self.dtype = model, dtypes[half]
+        self.network, self.dtype, self.tiles = model, dtypes[half], tiles
         if isinstance(model, Darknet):
             self.network = for_inference(model, self.device, compiled, self.dtype)
 
@@ -250,10 +257,13 @@ class Detector:
             yield from self._predict(group, thresh, nms_thresh)
 
     def _read(self, source):
-        """A source, its image (H, W, 3) and the network's (3, h, w)."""
-        image = read_image(source)
+        """A source, its image (H, W, 3), the corners of its tiles, those for the network
+        (k, 3, h, w)."""
+        image, size = read_image(source), (self.net.width, self.net.height)
         fit = letterbox_image if self.letter_box else resize_image
-        return source, image, fit(image, (self.net.width, self.net.height))
+        corners = tile_corners(image.shape[1::-1], size, self.tiles)
+        parts = [fit(image[top:bottom, left:right], size) for left, top, right, bottom in corners]
+        return source, image, corners, torch.stack(parts)
 
     def _read_ahead(self, sources, at_once, ahead, on_error):
         """Starts on `at_once` more images whenever no more than `ahead` are waiting."""
@@ -274,19 +284,48 @@ class Detector:
 
     @torch.no_grad()
     def _predict(self, group, *thresholds):
-        sources, images, pixels = zip(*group, strict=True)
+        sources, images, corners, pixels = zip(*group, strict=True)
         start = time.perf_counter()
-        pixels = torch.stack(pixels).to(self.device)  # (B, 3, h, w)
+        pixels = torch.cat(pixels).to(self.device)  # (tiles, 3, h, w)
         pixels = pixels.to(self.dtype, memory_format=torch.channels_last)
-        options = [image.shape[1::-1] for image in images], *thresholds, self.letter_box
-        if isinstance(self.network, OnnxNetwork):
-            found = self.network.detections(pixels, *options)
-        else:
-            found = detections_from_logits(self.network(pixels), self.heads, *options)
-        # waits for the GPU
-        found = [Found(**vars(each.cpu()) | {"names": self.names}) for each in found]
+        sizes = [(x2 - x1, y2 - y1) for x1, y1, x2, y2 in chain(*corners)]
+        most, found = TILES if self.tiles else len(sizes), []
+        for first in range(0, len(sizes), most):
+            part = pixels[first : first + most]
+            options = sizes[first : first + most], *thresholds, self.letter_box
+            if isinstance(self.network, OnnxNetwork):
+                found += self.network.detections(part, *options)
+            else:
+                found += detections_from_logits(self.network(part), self.heads, *options)
+        found = iter([each.cpu() for each in found])  # waits for the GPU
+        found = [self._joined(own, islice(found, len(own)), thresholds[1]) for own in corners]
         milliseconds = (time.perf_counter() - start) * 1000 / len(group)
         return map(Prediction, sources, images, found, repeat(milliseconds))
+
+    def _joined(self, corners, found, nms_thresh):
+        """The detections of an image from those of its tiles."""
+        parts = [
+            (each.boxes + torch.tensor(own[:2] * 2), each.scores, each.labels, each.prediction + n)
+            for own, each, n in zip(corners, found, count(0, 1 << 32), strict=False)
+        ]
+        found = Found(*map(torch.cat, zip(*parts, strict=True)), self.names)
+        if len(parts) == 1 or not nms_thresh:
+            return found[found.scores.argsort(descending=True, stable=True)]
+        boxes, head = xyxy_to_cxcywh(found.boxes), self.heads[-1]
+        columns = boxes, found.scores, found.labels
+        return found[nms(*columns, nms_thresh, head.nms_kind, head.beta_nms)]
+
+
+def tile_corners(size, network_size, tiles):
+    """Corners x1, y1, x2, y2 in pixels of the tiles of an image; see `Detector`."""
+    if tiles == "auto":
+        tiles = [math.ceil(side / own) for side, own in zip(size, network_size, strict=True)]
+    across, down = (
+        [(int(start), int(start) + length) for start in np.linspace(0, side - length, number)]
+        for side, number in zip(size, tiles or (1, 1), strict=True)
+        for length in [math.ceil(side / (number - OVERLAP * (number - 1)))]
+    )
+    return [(left, top, right, bottom) for top, bottom in down for left, right in across]
 
 
 def _take_one_core():

@@ -35,6 +35,7 @@ def collect(
     batch: int | None = None,
     thresh: float = 0.005,
     nms_thresh: float = 0.45,
+    confidence: float = 0.25,
     progress: bool = False,
 ) -> Evaluator:
     """Detects on all images once; `.result(iou_thresh, points)` then counts, as often as wanted.
@@ -63,7 +64,7 @@ def collect(
         raise ValueError(f"difficult: {len(hard)} images, expected {len(paths)}")
     settings = Settings(
         size=(net.width, net.height), letter_box=detector.letter_box, thresh=thresh,
-        nms_thresh=nms_thresh, difficult=bool(difficult),
+        nms_thresh=nms_thresh, confidence=confidence, difficult=bool(difficult),
     )  # fmt: skip
     evaluator = Evaluator(classes, settings)
     predictions = detector.stream(paths, thresh, nms_thresh, batch)

@@ -53,7 +53,9 @@ def data_options(source, root="runs", say=print):
     if source.suffix != ".data":
         full = source.absolute()
         if "WORLD_SIZE" in os.environ:  # processes, which must not write one file at once
-            raise ValueError(f"{source}: `yolov4 labels {full}` first writes its .data for torchrun")
+            raise ValueError(
+                f"{source}: `yolov4 labels {full}` first writes its .data for torchrun"
+            )
         number = zlib.crc32(os.fsencode(full))  # folders are often called the same
         found = convert([source], Path(root, "data", f"{full.stem}-{number:08x}"))
         say("\n".join(found.report()))

@@ -211,18 +211,18 @@ class Progress:
 
 class Training:
     """One run in `folder`.  resume: from its last.pt, to the same weights as a run never stopped.
-    say: prints a line.
+    say: prints a line.  log: Darknet's line in every iteration.
 
     Raises ValueError for data and files that do not fit; `run` raises NonFiniteLoss.
     """
 
-    def __init__(self, settings, folder, resume=False, say=print):
+    def __init__(self, settings, folder, resume=False, say=print, log=False):
         if settings.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts
             torch.use_deterministic_algorithms(True)
         keep_freed_memory()
         device, rank, world = distributed.join(choose_device(settings.device))
-        self.settings, self.folder = settings, folder
+        self.settings, self.folder, self.log = settings, folder, log
         self.say = (lambda _: None) if rank else say
         checkpoint = last_checkpoint(folder) if resume else None
         if checkpoint:
@@ -407,12 +407,15 @@ class Training:
         if progress.iteration in (1, self.net.max_batches):
             first = f"iteration {progress.iteration}, rate {update.rate:.6g}"
             self.say("\n".join([first, *update.lines()]))
-        overlap = "/".join(f"{terms.average_iou:.2f}" for terms in update.heads.values())
-        return (
-            f"loss {loss:.2f} (avg {progress.average_loss:.2f}), IoU {overlap}, "
-            f"rate {update.rate:.3g}, {speed:.1f} img/s, {data_share:.0%} waiting for data"
-            + (f", mAP {progress.last_map:.2%}" if progress.last_map >= 0 else "")
-        )
+        if self.log:
+            left = (self.net.max_batches - progress.iteration) * seconds / 3600
+            self.say(
+                f" {progress.iteration}: {loss:f}, {progress.average_loss:f} avg loss, "
+                f"{update.rate:f} rate, {seconds:f} seconds, "
+                f"{progress.iteration * self.net.batch} images, {left:f} hours left"
+            )
+        mean_ap = f"mAP {progress.last_map:.2%}  " if progress.last_map >= 0 else ""
+        return f"loss {loss:.2f}  {mean_ap}rate {update.rate:.3g}", f"{speed:.1f} img/s  data {data_share:.0%}"
 
     def _evaluate(self):
         """mAP on the validation list where due, else None: at the end and every eval_every

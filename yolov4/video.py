@@ -1,4 +1,4 @@
-"""What detect reads and writes: files, frames of videos and cameras; images, videos, .json, labels.
+"""What detect does: images, frames of videos and cameras in; images, videos, .json, labels out.
 Source: Darknet's src/demo.c, for streams; src/network.c, detection_to_json, for the .json."""
 
 import json
@@ -8,8 +8,12 @@ import re
 import sys
 import threading
 import time
-from contextlib import suppress
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
+from functools import partial
 from glob import glob
+from itertools import count, tee
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlsplit
@@ -17,9 +21,12 @@ from urllib.parse import urlsplit
 import cv2
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from yolov4.boxes import relative_boxes
 from yolov4.data import IMAGES, read_image_list
+from yolov4.detector import WORKERS
+from yolov4.plots import draw_detections
 
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 CODECS = "avc1", "vp09", "mp4v"  # H.264 and VP9 play in browsers
@@ -200,7 +207,9 @@ class Output:
             )
             (self.labels / f"{stem}.txt").write_text("".join(lines), encoding="utf-8")
         boxes = detections.boxes.round().clamp(min=0).int().tolist() if self.crops else ()
-        for number, ((left, top, right, bottom), label) in enumerate(zip(boxes, detections.labels), 1):
+        for number, ((left, top, right, bottom), label) in enumerate(
+            zip(boxes, detections.labels), 1
+        ):
             crop = image[top:bottom, left:right]
             if crop.size:
                 folder = self.folder / "crops" / re.sub(r"[^\w .-]", "_", self.names[label])
@@ -250,3 +259,118 @@ class VideoFile:
         found = int(cv2.VideoCapture(str(self.path)).get(cv2.CAP_PROP_FRAME_COUNT))
         if found != self.frames:
             raise ValueError(f"{self.path}: {found} of {self.frames} frames written; disk full?")
+
+
+class Closed(KeyboardInterrupt):
+    """The user has seen enough: closed the window, or ended a video by Ctrl-C."""
+
+
+class Session:
+    """One call of detect.  given: its options; say, complain: take a line.  `failed` counts the
+    sources that could not be read to their end."""
+
+    def __init__(self, given, detector, output, say=print, complain=print):
+        self.given, self.detector, self.output = given, detector, output
+        self.say, self.complain, self.show = say, complain, given.show
+        self.failed, self.numbers = 0, count(1)  # numbers: of the images
+        names, self.classes = list(detector.names), set()
+        for name in given.classes or ():
+            if name not in names and not (name.isdecimal() and int(name) < len(names)):
+                raise ValueError(f"--classes {name}: expected one of {', '.join(names)}")
+            self.classes.add(names.index(name) if name in names else int(name))
+
+    def images(self, sources):
+        names = self.detector.names
+
+        def items():
+            for prediction in self.stream(sources, on_error=self.skip):
+                source, found = prediction.source, prediction.detections
+                path = self.output.place(source, ".jpg")
+                text = ", ".join(
+                    f"{names[label]}: {score * 100:.0f}%"
+                    for label, score in zip(found.labels, found.scores.tolist(), strict=True)
+                )
+                time = f"{prediction.milliseconds:.0f} ms"
+                line = f"{source}: {text or 'nothing'}  ({time}) -> {path}"
+                write, number = partial(write_picture, path), next(self.numbers)
+                yield prediction, source, path.stem, number, write, line
+
+        self.save(items(), WORKERS, "images", len(sources), 0)
+
+    def video(self, source):
+        """A video, or a live source, which Ctrl-C ends.  Returns the path of the result."""
+        every, ahead = self.given.every, 8 + (self.given.batch or 0)
+        try:
+            video = Video(source, every, ahead, self.given.reconnect, self.say)
+        except ValueError as error:
+            return self.skip(error)
+        path, codec = self.output.place(source, ".mp4"), self.given.codec
+        frames = milliseconds = 0
+
+        def items():
+            nonlocal frames, milliseconds
+            numbered, again = tee(video)
+            predictions = self.stream((frame.image for frame in again), live=video.live)
+            for (number, _), prediction in zip(numbered, predictions, strict=True):
+                frames, milliseconds = frames + 1, milliseconds + prediction.milliseconds
+                write = partial(file.write, upto=(number - 1) // every + 1)
+                yield prediction, source, f"{path.stem}_{number:06}", number, write, ""
+
+        try:
+            file = VideoFile(path, video.rate / every, video.size, codec)
+            with closing(video), closing(file):
+                self.save(items(), 1, "frames", video.length, 1)
+            if video.fault:
+                self.skip(video.fault)
+        except KeyboardInterrupt:
+            raise Closed from None
+        finally:
+            time = f"{milliseconds / max(frames, 1):.0f} ms"
+            self.say(f"{source}: {frames} frames  ({time} each) -> {path}")
+        return path
+
+    def stream(self, sources, **options):
+        given, wanted = self.given, self.classes
+        for each in self.detector.stream(sources, given.thresh, given.nms, given.batch, **options):
+            labels = each.detections.labels.tolist()
+            chosen = [number for number, label in enumerate(labels) if label in wanted]
+            yield each._replace(detections=each.detections[chosen]) if wanted else each
+
+    def save(self, items, workers, unit, total, wait):
+        """Draws items (prediction, source, stem, number, write, line to say) and writes them, in
+        threads while the network runs.  wait: milliseconds of --show, or 0."""
+        pending = deque()
+
+        def draw(image, found, write):
+            drawn = draw_detections(image, found, self.detector.names)
+            write(drawn)
+            return drawn
+
+        def finish(most):
+            """In order, each as soon as it is there, until at most so many are pending."""
+            while pending and (len(pending) > most or pending[0][0].done()):
+                future, line = pending.popleft()
+                drawn = future.result()
+                if line:
+                    self.say(line)
+                bar.update()
+                try:
+                    if self.show:
+                        cv2.imshow("yolov4 detect", drawn)
+                        if cv2.waitKey(wait) & 0xFF in (27, ord("q")):
+                            raise Closed
+                except cv2.error:
+                    self.show = self.complain("--show: OpenCV finds no display here")
+
+        bar = tqdm(total=total, unit=f" {unit}", leave=False, disable=None)  # on a terminal only
+        with ThreadPoolExecutor(workers) as pool, bar:
+            for prediction, source, stem, number, write, line in items:
+                image, found = prediction.image, prediction.detections
+                self.output.add(source, stem, image, found, number)
+                pending.append((pool.submit(draw, image, found, write), line))
+                finish(0 if self.show else 2 * workers)
+            finish(0)
+
+    def skip(self, reason):
+        self.failed += 1
+        self.complain(reason)
