@@ -1,6 +1,7 @@
 """Decode and the detections of an image, against Darknet's results and cases worked by hand.
 Source: golden/detections, golden/forward; Darknet's src/yolo_layer.c."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -10,7 +11,7 @@ import torch
 from conftest import golden_names
 
 from yolov4.cfg import Head, parse_cfg, read_cfg
-from yolov4.decoding import decode, detections_from_logits
+from yolov4.decoding import Detection, Detections, decode, detections_from_logits
 from yolov4.graph import find_heads, plan_layers
 
 
@@ -164,3 +165,23 @@ def test_heads_of_two_strides_suppress_each_other():
     (both,) = detections_from_logits(logits, heads, (32, 32), nms_thresh=0)
     (found,) = detections_from_logits(logits, heads, (32, 32))
     assert len(both) == 2 and found.scores.tolist() == pytest.approx([0.72])
+
+
+def test_detections_as_plain_values_by_number_mask_and_indices():
+    boxes = torch.tensor([[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11.5]])
+    columns = boxes, torch.tensor([0.75, 0.5, 0.25]), torch.tensor([1, 0, 1])
+    found, numbered = Detections(*columns, names=["cat", "dog"]), Detections(*columns)
+    rows = [Detection("dog", 0.75, [0, 1, 2, 3]), Detection("cat", 0.5, [4, 5, 6, 7]),
+            Detection("dog", 0.25, [8, 9, 10, 11.5])]  # fmt: skip
+    assert list(found) == rows and [each.name for each in numbered] == ["1", "0", "1"]
+    assert found[-1] == rows[2] and found[found.scores.argmin()] == found[np.int64(2)] == rows[2]
+    with pytest.raises(IndexError):
+        found[3]
+    wanted = {"name": "dog", "score": 0.25, "box": [8, 9, 10, 11.5]}
+    assert json.loads(json.dumps(found.to_list()))[2] == wanted
+    for which in (found.labels == 1, [2, 0], torch.tensor([2]), slice(1, 3), [], slice(0)):
+        some = found[which]
+        assert list(some) == [rows[i] for i in some.prediction]
+        assert some.prediction.tolist() == torch.arange(3)[which].tolist()
+        assert bool(some) == (len(some) > 0)
+    assert "dog 0.75, cat 0.50, dog 0.25" in repr(found) and "1 0.75" in repr(numbered)

@@ -1,26 +1,32 @@
 """Darknet's resize and letter box; the Detector on arrays, files and real models; inference.
 Source: golden/resize.npz and golden/detections_real, results of Darknet."""
 
+import ast
 import copy
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from itertools import product
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from conftest import settled, shared_files
+from conftest import ROOT, settled, shared_files
+from PIL import Image
 from real_detections import REAL_MODELS, photograph
 from test_deterministic import EVERYTHING
 from test_evaluation import make_sure_model
 from torchvision.ops import box_iou
 
+import yolov4
 from yolov4 import Darknet
 from yolov4 import detector as inference
 from yolov4.cfg import parse_cfg, read_cfg
 from yolov4.detector import Detector, PackedConv2d, for_inference
 from yolov4.model import HALVES
+from yolov4.weights import save_weights
 
 CFG = """[net] width=64 height=32 letter_box={letter_box}
 [convolutional] filters=14 size=3 stride=8 pad=1 activation=linear
@@ -81,10 +87,23 @@ def test_live_images_are_asked_for_one_at_a_time():
 
 
 def test_later_threads_have_as_many_cores_as_before():
-    before = torch.get_num_threads()
-    Detector.from_model(make_sure_model())([np.zeros((9, 9, 3), np.uint8)] * 3)
-    with ThreadPoolExecutor() as pool:
-        assert pool.submit(torch.get_num_threads).result() == before == torch.get_num_threads()
+    before, detector = torch.get_num_threads(), Detector.from_model(make_sure_model())
+    torch.set_num_threads(3)
+    try:
+        with ThreadPoolExecutor(6) as pool:  # at once, and for each its first call of torch
+            list(pool.map(detector, [[np.zeros((99, 99, 3), np.uint8)] * 9] * 6))
+        with ThreadPoolExecutor() as pool:
+            assert pool.submit(torch.get_num_threads).result() == 3 == torch.get_num_threads()
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_threads_that_share_a_detector_find_what_one_finds():
+    detector, images = Detector.from_model(small_model()), pictures(6)
+    alone = [detector(image, 0.1)[0] for image in images]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda image: detector(image, 0.1)[0], images * 5))
+    assert all(map(same, found, alone * 5)) and not same(alone[0], alone[1])
 
 
 def test_boxes_are_pixels_of_the_original():
@@ -105,9 +124,10 @@ def test_a_model_in_memory_stays_as_it_was():
 def test_what_is_no_image_is_raised_or_skipped(tmp_path):
     path, skipped, detector = tmp_path / "a.jpg", [], Detector.from_model(small_model())
     path.write_text("no image")
-    arrays = [np.zeros(shape, np.uint8) for shape in [(4, 4), (4, 4, 4), (0, 4, 3)]]
-    wrong = [path, *arrays, np.zeros((4, 4, 3), np.float32)]
-    for source, message in zip(wrong, [r"a\.jpg", *["image: found"] * 4], strict=True):
+    shapes = (9,), (4, 4, 2), (0, 4, 3), (2, 4, 4, 3)
+    arrays = [*(np.zeros(shape, np.uint8) for shape in shapes), np.zeros((4, 4, 3), np.float32)]
+    wrong = [path, tmp_path, *arrays, torch.zeros(4, 4, 3, dtype=torch.uint8), b"image", None]
+    for source, message in zip(wrong, [r"a\.jpg", tmp_path.name, *["found"] * 8], strict=True):
         with pytest.raises(ValueError, match=message):
             detector(source)
     sources = [*wrong, *pictures(1)]
@@ -118,11 +138,77 @@ def test_what_is_no_image_is_raised_or_skipped(tmp_path):
 def test_wrong_names_devices_and_precisions_are_named():
     with pytest.raises(ValueError, match="3 names"):
         Detector.from_model(small_model(), names=["a", "b", "c"])
-    for name in ("toaster", "cuda:99", "cpu:x"):
-        with pytest.raises(ValueError, match=f"device {name}"):
+    for name in ("toaster", "cuda:99", 99, "99", "cpu:x"):
+        with pytest.raises(ValueError, match=f"device .*{name}: not found"):
             inference.choose_device(name)
+    for thresholds in ((50,), (-1,), (0.5, 45)):
+        with pytest.raises(ValueError, match=str(thresholds[-1])):
+            Detector.from_model(small_model())(pictures(1), *thresholds)
     with pytest.raises(ValueError, match="half: found fp8"):
         Detector("x.cfg", "x.weights", half="fp8")
+
+
+def test_grey_alpha_pil_and_an_address_are_the_images_that_they_show(tmp_path):
+    (image,), grey = pictures(1), pictures(2)[1][..., 0]
+    flipped = np.ascontiguousarray(image[:, ::-1])  # as EXIF's orientation 2 turns it back
+    exif = Image.Exif()
+    exif[0x0112] = 2
+    Image.fromarray(flipped[..., ::-1]).save(tmp_path / "a.png", exif=exif)
+    opened = Image.open(tmp_path / "a.png")
+    alpha = np.dstack((image, grey[:40, :1].repeat(90, 1)))
+    for given, wanted in (
+        (alpha, image), (opened, image), (Image.fromarray(alpha[..., [2, 1, 0, 3]]), image),
+        (grey, np.dstack([grey] * 3)), (grey[..., None], np.dstack([grey] * 3)),
+    ):  # fmt: skip
+        assert np.array_equal(inference.read_image(given), wanted)
+    cv2.imwrite(str(tmp_path / "b.png"), image)
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path)
+    detector = Detector.from_model(small_model())
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        by_address, missing = detector(f"{address}/b.png", 0.1)[0], f"{address}/c.png"
+        with pytest.raises(ValueError, match=missing):
+            detector(missing)
+        server.shutdown()
+    assert len(by_address) and same(by_address, detector([opened], 0.1)[0])
+    with pytest.raises(ValueError, match=missing):
+        detector(missing)
+
+
+def test_one_of_cfg_and_weights_is_enough_in_any_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg, weights, (image,) = "x.cfg", "x.weights", pictures(1)
+    (tmp_path / cfg).write_text(CFG.format(letter_box=0))
+    (tmp_path / "x.names").write_text("cat\ndog\n")
+    save_weights(small_model(), tmp_path / weights)
+    wanted = Detector.from_model(small_model())(image, 0.1)[0]
+    for given in ((weights,), (None, weights), (cfg,), (cfg, weights), (weights, cfg)):
+        detector = Detector(*given)
+        assert detector.names == ["cat", "dog"] and same(detector(image, 0.1)[0], wanted)
+    assert Detector(weights, names=["a", "b"]).names == ["a", "b"]
+    assert same(Detector(small_model())(image, 0.1)[0], wanted)
+    (tmp_path / cfg).unlink()
+    for given in ((), (weights,)):
+        with pytest.raises(ValueError, match="found no"):
+            Detector(*given)
+
+
+def test_what_is_found_has_names_and_is_drawn_into_a_copy(tmp_path):
+    image, path = np.zeros((100, 200, 3), np.uint8), tmp_path / "a.png"
+    cv2.imwrite(str(path), image)
+    found = Detector.from_model(make_sure_model(), names=["cat", "dog"])(image)[0][:1]
+    assert [each["name"] for each in found.to_list()] == ["cat"]
+    for source in (image, path):
+        drawn = found.plot(source).any(2)
+        assert drawn[75, 50:150].all() and drawn[25:75, 150].all() and not drawn[80:].any()
+    assert not image.any()
+
+
+def test_public_names_are_listed_and_typed():
+    stub = ast.parse((ROOT / "yolov4/__init__.pyi").read_text())
+    typed = {alias.asname for node in stub.body[:-1] for alias in node.names}
+    assert typed == set(yolov4.__all__) <= set(dir(yolov4))
 
 
 def test_a_checkpoint_needs_no_cfg(tmp_path):

@@ -3,15 +3,18 @@ Source: golden/map, what `darknet detector map` printed."""
 
 import math
 
+import cv2
 import pytest
 import torch
 from conftest import draw
 
+from yolov4.boxes import relative_boxes
 from yolov4.cfg import parse_cfg
 from yolov4.decoding import detections_from_logits
 from yolov4.detector import Detector
 from yolov4.evaluation import collect, evaluate
 from yolov4.model import Darknet
+from yolov4.weights import save_weights
 
 CFG = """[net] width=32 height=32
 [convolutional] filters=14 size=1 stride=32 activation=linear
@@ -93,6 +96,33 @@ def test_missing_label_files_are_counted_and_an_unreadable_image_is_an_error(sur
     (images.parent / "valid/1.png").write_text("no image")
     with pytest.raises(ValueError, match=r"1\.png"):
         evaluate(sure_model, images)
+
+
+def test_an_onnx_is_measured_as_the_weights_are(tmp_path):
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package)
+    from test_export import CFG as SMALL
+    from test_export import random_images, small_model
+
+    from yolov4.export import export_onnx
+
+    (tmp_path / "small.cfg").write_text(SMALL)
+    save_weights(small_model(), tmp_path / "small.weights")
+    export_onnx(small_model(), tmp_path / "small.onnx")
+    detector, paths = Detector(tmp_path / "small.weights"), []
+    for number, pixels in enumerate((random_images(4) * 255).byte()):
+        paths.append(tmp_path / f"{number}.png")
+        cv2.imwrite(str(paths[-1]), pixels.permute(1, 2, 0).numpy())
+        found = detector(paths[-1])[0]  # every second one is an object
+        boxes, labels = relative_boxes(found.boxes, (64, 32)).tolist(), found.labels.tolist()
+        rows = [(label, *box) for label, box in zip(labels, boxes, strict=True)][::2]
+        text = "\n".join(" ".join(map(str, row)) for row in rows)
+        paths[-1].with_suffix(".txt").write_text(text)
+    wanted, result = (
+        evaluate(each, paths) for each in (detector, Detector(tmp_path / "small.onnx"))
+    )
+    assert 0.2 < wanted.map < 0.9 and result.ap == pytest.approx(wanted.ap, abs=1e-3)
+    assert result.tp.tolist() == wanted.tp.tolist() and result.objects.sum() > 9
 
 
 def darknet_list(head, *predictions) -> list[tuple[float, int]]:

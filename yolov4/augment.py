@@ -95,7 +95,7 @@ def push_to_corner(params, corner):
 def crop_flip_hsv(
     image: np.ndarray,
     labels: np.ndarray,
-    params: CropParams,
+    params: tuple,
     size: Size,
     amount: int = 0,
     noise: np.ndarray | None = None,

@@ -51,8 +51,7 @@ def read_image(source):
                 return cv2.cvtColor(source, cv2.COLOR_GRAY2BGR)
             case (_, _, 4):
                 return cv2.cvtColor(source, cv2.COLOR_BGRA2BGR)
-    kind = type(source).__name__
-    found = f"{kind} {source.dtype} {tuple(source.shape)}" if hasattr(source, "dtype") else kind
+    found = f"{source.dtype} {source.shape}" if hasattr(source, "shape") else type(source).__name__
     raise ValueError(
         f"image: found {found}, expected a path, an address, a PIL image or a numpy array: uint8 "
         f"(H, W, 3) BGR, (H, W) grey or (H, W, 4) BGRA"
