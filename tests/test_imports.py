@@ -16,6 +16,7 @@ FLOORS = (
     "augment data labels anchors",
     "plots detector protocols evaluation",
     "video report runs distributed training",
+    "darknet",
     "cli",
     "__main__",
 )

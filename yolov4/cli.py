@@ -529,8 +529,8 @@ def anchors(words):
 
 
 LABELS = """
-sources SOURCE+      a folder of VOC XML (VOCdevkit, LabelImg, CVAT, Roboflow ...), COCO JSON, or YOLO
-                     labels; a data.yaml, a .data file, JSON files, a list with boxes
+sources SOURCE+      a folder of VOC XML (VOCdevkit, LabelImg, CVAT, Roboflow ...), COCO JSON or
+                     YOLO labels; a data.yaml, a .data file, JSON files, a list with boxes
 --download           download VOC 2007 and 2012 there first: 2.9 GB
 --sets SET+          of VOC, such as 2012_train 2007_test (default: all found)
 --names FILE         class names, or auto for those in use (default: those of the source)
@@ -541,7 +541,7 @@ sources SOURCE+      a folder of VOC XML (VOCdevkit, LabelImg, CVAT, Roboflow ..
 
 
 def labels(words):
-    """Any data set -> Darknet's labels, lists of images, .names and .data, in a folder of its own."""
+    """Any data set -> Darknet's labels, lists of images, .names and .data, in a new folder."""
     given = new_parser(labels, LABELS).parse_args(words)
 
     from yolov4.labels import convert, download_voc
@@ -599,10 +599,22 @@ def cfg(words):
         sys.stdout.write(text)
 
 
+def detector(words):
+    """Darknet's own command lines: detector train|test|map|demo|calc_anchors DATA CFG ..."""
+    from yolov4.darknet import detector
+
+    detector(words)
+
+
+def partial(words):
+    """Darknet's: partial CFG WEIGHTS OUT N writes the first N layers."""
+    from yolov4.darknet import partial
+
+    partial(words)
+
+
 def main(name: str | None = None) -> None:
     """`yolov4 COMMAND ...`, or a script's one command."""
-    from yolov4.darknet import detector, partial
-
     commands = train, val, detect, convert, export, anchors, labels, cfg, detector, partial
     commands = {command.__name__: command for command in commands}
     program, *words = sys.argv

@@ -11,8 +11,6 @@ from argparse import Namespace
 from contextlib import closing
 from pathlib import Path
 
-import numpy as np
-
 from yolov4 import anchors, runs
 from yolov4.data import label_path
 from yolov4.detector import Detector
@@ -20,8 +18,8 @@ from yolov4.evaluation import collect
 from yolov4.model import Darknet
 from yolov4.plots import draw_detections
 from yolov4.training import Training
-from yolov4.video import Output, Session, write_picture
-from yolov4.weights import load_weights, save_weights
+from yolov4.video import Output, Session, label_text, write_picture
+from yolov4.weights import VERSION, load_weights, save_weights
 
 USED = {  # flags that mean something here
     "train": "map clear i dont_show",
@@ -81,7 +79,8 @@ def test(found, data, source, flags):
                 write_picture(Path("predictions.jpg"), drawn)
                 output.add(path, Path(path).stem, each.image, each.detections, number)
                 if flags.save_labels:
-                    label_path(path).write_text(output.labelled(each.detections, each.image))
+                    text = label_text(each.detections, each.image.shape[1::-1])
+                    label_path(path).write_text(text, encoding="utf-8")
     if failed:
         raise ValueError("; ".join(map(str, failed)))
 
@@ -116,7 +115,9 @@ def measure(found, data, _, flags):
     """The mAP of the list `valid`."""
     print("\n calculation mAP (mean average precision)...")
     confidence, overlap = float(flags.thresh or 0.25), float(flags.iou_thresh or 0.5)
-    evaluator = collect(found, data["valid"], difficult=data.get("difficult"), confidence=confidence)
+    evaluator = collect(
+        found, data["valid"], difficult=data.get("difficult"), confidence=confidence
+    )
     result = evaluator.result(overlap, points := int(flags.points or 0))
     for head in found.heads:
         print(f" Detection layer: {head.index} - type = 28 ")
@@ -128,15 +129,20 @@ def measure(found, data, _, flags):
             f"class_id = {label}, name = {row['name']}, ap = {row['ap'] * 100:2.2f}%   \t "
             f"(TP = {row['tp']}, FP = {row['fp']}) "
         )
-    tp, missed = result.tp.sum(), result.objects.sum() - result.tp.sum()
-    curve = f"used {points} Recall-points" if points else "used Area-Under-Curve for each unique Recall"
+    points = f"{points} Recall-points" if points else "Area-Under-Curve for each unique Recall"
+    tp, fp, missed = result.tp.sum(), result.fp.sum(), result.objects.sum() - result.tp.sum()
+    where = f" for conf_thresh = {confidence:.2f},"
     print(
-        f"\n for conf_thresh = {confidence:1.2f}, precision = {result.precision:1.2f}, recall = "
-        f"{result.recall:1.2f}, F1-score = {result.f1:1.2f} \n for conf_thresh = {confidence:0.2f}, "
-        f"TP = {tp}, FP = {result.fp.sum()}, FN = {missed}, average IoU = "
-        f"{result.average_iou * 100:2.2f} % \n\n IoU threshold = {overlap * 100:2.0f} %, {curve} \n "
-        f"mean average precision (mAP@{overlap:0.2f}) = {result.map:f}, or {result.map * 100:2.2f} % "
+        f"\n{where} precision = {result.precision:.2f}, recall = {result.recall:.2f}, "
+        f"F1-score = {result.f1:.2f} "
     )
+    print(
+        f"{where} TP = {tp}, FP = {fp}, FN = {missed}, "
+        f"average IoU = {result.average_iou * 100:.2f} % "
+    )
+    print(f"\n IoU threshold = {overlap * 100:2.0f} %, used {points} ")
+    mean = f"{result.map:f}, or {result.map * 100:2.2f} %"
+    print(f" mean average precision (mAP@{overlap:.2f}) = {mean} ")
 
 
 def demo(found, data, source, flags):
@@ -162,7 +168,9 @@ def calc_anchors(data, flags):
     new, lines = anchors.fit(data["train"], size=size, count=count)
     text = ", ".join(f"{width:3.0f},{height:3.0f}" for width, height in new)
     overlap = re.search(r"mean IoU (\S+),", lines[-2])[1]
-    print(f"\n avg IoU = {float(overlap) * 100:2.2f} % \n\nSaving anchors to the file: anchors.txt ")
+    print(
+        f"\n avg IoU = {float(overlap) * 100:2.2f} % \n\nSaving anchors to the file: anchors.txt "
+    )
     print(f"anchors = {text}")
     Path("anchors.txt").write_text(text)
 
@@ -174,4 +182,5 @@ def partial(words):
     cfg, weights, out, layers = words
     model = Darknet.from_cfg(cfg)
     load_weights(model, weights)
+    model.weights_version = VERSION
     save_weights(model, out, 0, int(layers))

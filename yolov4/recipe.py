@@ -3,13 +3,11 @@ Source: each recipe names the run it follows; the yolov5-style heads are those o
 
 from dataclasses import dataclass, replace
 from math import ceil
-from pathlib import Path
 from typing import NamedTuple
 
 from yolov4.cfg import Yolo, raw_sections, section_values
 from yolov4.files import own_file, read_text
 from yolov4.graph import find_heads, plan_layers
-
 
 CFG, DATA, WEIGHTS = "yolov4-voc", "cfg/voc.data", "pretrain/yolov4.conv.137"  # without flags
 

@@ -5,6 +5,7 @@ Source: Darknet's src/detector.c, train_detector; src/network.c, update_network,
 import copy
 import os
 import signal
+import threading
 import time
 from dataclasses import asdict, dataclass
 from itertools import chain, islice
@@ -306,10 +307,13 @@ class Training:
     def run(self):
         """Trains to the end, or until SIGINT or SIGTERM, and returns the run's folder."""
         progress, batches = self.progress, iter(self.loader)
-        handlers = {n: signal.signal(n, self._stop) for n in (signal.SIGINT, signal.SIGTERM)}
+        main = threading.current_thread() is threading.main_thread()  # others take no signals
+        signals = (signal.SIGINT, signal.SIGTERM) if main else ()
+        handlers = {number: signal.signal(number, self._stop) for number in signals}
         bar = tqdm(
             total=self.net.max_batches, initial=progress.iteration, dynamic_ncols=True,
             disable=None if self.files else True,
+            bar_format="{n}/{total}  {desc}  {remaining} left  {bar}",
         )  # fmt: skip
         try:
             self._loop(batches, bar)
@@ -352,7 +356,7 @@ class Training:
             if self.files:  # the first process; the others wait for it in `in_any`
                 seconds = time.perf_counter() - start
                 mean_ap = self._evaluate()
-                bar.set_postfix_str(self._log(update, seconds, mean_ap))
+                bar.set_description_str(self._log(update, seconds, mean_ap), refresh=False)
                 bar.update()
                 due = mean_ap is not None or progress.iteration % settings.save_every == 0
                 if due or progress.iteration == last:
@@ -414,8 +418,8 @@ class Training:
                 f"{update.rate:f} rate, {seconds:f} seconds, "
                 f"{progress.iteration * self.net.batch} images, {left:f} hours left"
             )
-        mean_ap = f"mAP {progress.last_map:.2%}  " if progress.last_map >= 0 else ""
-        return f"loss {loss:.2f}  {mean_ap}rate {update.rate:.3g}", f"{speed:.1f} img/s  data {data_share:.0%}"
+        mean_ap = f"  mAP {progress.last_map:.2%}" if progress.last_map >= 0 else ""
+        return f"loss {loss:.2f}{mean_ap}  rate {update.rate:.3g}  {speed:.1f} img/s"
 
     def _evaluate(self):
         """mAP on the validation list where due, else None: at the end and every eval_every

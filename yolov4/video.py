@@ -195,24 +195,13 @@ class Output:
             self.json.write(self.before + json.dumps(record, ensure_ascii=False))
             self.before = ",\n"
         if self.labels:
-            # `class cx cy w h`: clipped to the image, each prediction with its best class
-            _, best = np.unique(detections.prediction, return_index=True)  # they fall by score
-            found = detections[np.sort(best)]
-            limits = torch.tensor((*image_size, *image_size))
-            boxes = torch.minimum(found.boxes.double().clamp(min=0), limits)
-            lines = (
-                f"{label} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n"
-                for label, (x, y, w, h), _ in _rows(found, boxes, image_size)
-                if w > 0 and h > 0
-            )
-            (self.labels / f"{stem}.txt").write_text("".join(lines), encoding="utf-8")
-        boxes = detections.boxes.round().clamp(min=0).int().tolist() if self.crops else ()
-        for number, ((left, top, right, bottom), label) in enumerate(
-            zip(boxes, detections.labels), 1
-        ):
+            text = label_text(detections, image_size)
+            (self.labels / f"{stem}.txt").write_text(text, encoding="utf-8")
+        for number, (name, _, box) in enumerate(detections if self.crops else (), 1):
+            left, top, right, bottom = (max(0, round(edge)) for edge in box)
             crop = image[top:bottom, left:right]
             if crop.size:
-                folder = self.folder / "crops" / re.sub(r"[^\w .-]", "_", self.names[label])
+                folder = self.folder / "crops" / re.sub(r"[^\w .-]", "_", name)
                 folder.mkdir(parents=True, exist_ok=True)
                 write_picture(folder / f"{stem}_{number}.jpg", crop)
 
@@ -220,6 +209,19 @@ class Output:
         if self.json:
             with self.json:
                 self.json.write("[]\n" if self.before == "[\n" else "\n]\n")
+
+
+def label_text(detections, image_size):
+    """A label file, `class cx cy w h`: predictions with their best class, clipped to the image."""
+    _, best = np.unique(detections.prediction, return_index=True)  # they fall by score
+    found = detections[np.sort(best)]
+    limits = torch.tensor((*image_size, *image_size))
+    boxes = torch.minimum(found.boxes.double().clamp(min=0), limits)
+    return "".join(
+        f"{label} {x:.6f} {y:.6f} {w:.6f} {h:.6f}\n"
+        for label, (x, y, w, h), _ in _rows(found, boxes, image_size)
+        if w > 0 and h > 0
+    )
 
 
 def _rows(found, boxes, image_size):
