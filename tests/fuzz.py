@@ -32,7 +32,7 @@ from yolov4.cfg import format_cfg, parse_cfg, read_cfg, read_data, read_names
 from yolov4.data import TrainingSet, inspect, load_image, read_image_list, read_labels
 from yolov4.detector import letterbox_image, resize_image
 from yolov4.graph import find_heads, plan_layers
-from yolov4.labels import convert_coco, read_annotation
+from yolov4.labels import convert, read_annotation
 from yolov4.loss import DarknetLoss
 from yolov4.model import Darknet
 from yolov4.weights import load_network, load_weights
@@ -191,7 +191,7 @@ def make_coco(rng: random.Random) -> bytes:
 
 def read_coco(path: Path, rng: random.Random) -> None:
     (path.parent / "1.jpg").touch()
-    convert_coco([path], path.parent / "labelled")
+    convert([path], path.parent / "labelled")
     for labels in (path.parent / "labelled").rglob("labels/*.txt"):
         assert np.isfinite(read_labels(labels)).all()
 

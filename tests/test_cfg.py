@@ -137,12 +137,30 @@ def test_data_file_paths_resolve_beside_it_where_they_exist(tmp_path):
     (tmp_path / "lists/train.txt").write_text("")
     path = tmp_path / "x.data"
     text = "# mine\nclasses = 3\r\ntrain=lists\\train.txt\nvalid = elsewhere/val.txt\n"
-    path.write_text(f"{text}\n names=x.names # mine\n")
+    path.write_text(f"{text}\n names=x.names\n")
     found = {"classes": "3", "valid": "elsewhere/val.txt", "names": "x.names"}
     assert cfg.read_data(path) == found | {"train": str(tmp_path / "lists/train.txt")}
-    path.write_text("classes=3\ntrain.txt\n")
-    with pytest.raises(ValueError, match=r"x\.data:2: found 'train.txt', expected key=value"):
-        cfg.read_data(path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "latin-1"])
+def test_data_file_is_read_as_darknet_reads_it(tmp_path, encoding):
+    text = "; train = old.txt\n#names=x\ntrain = Größe#1.txt\ntrain=other.txt\neval\nvalid =\n"
+    (tmp_path / "x.data").write_bytes((text + "Validation = v;1.txt\n").encode(encoding))
+    with pytest.warns(UserWarning) as found:
+        options = cfg.read_data(tmp_path / "x.data")
+    assert options == {"train": "Größe#1.txt", "valid": "v;1.txt"}
+    assert [str(each.message).split(" ")[0] for each in found] == [
+        f"{tmp_path / 'x.data'}:{line}:" for line in (5, 6)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"), [("vaild", "valid"), ("trian", "train"), ("name", "names")]
+)
+def test_a_mistyped_key_is_suggested(tmp_path, typed, meant):
+    (tmp_path / "x.data").write_text(f"classes=1\n{typed} = a.txt\n")
+    with pytest.raises(ValueError, match=rf"x\.data:2: {typed} .*{meant}"):
+        cfg.read_data(tmp_path / "x.data")
 
 
 def test_names_are_read_one_per_line_and_are_as_many_as_the_classes(tmp_path):

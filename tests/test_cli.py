@@ -17,7 +17,7 @@ from real_detections import REAL_MODELS, photograph, unmatched_detections
 from test_evaluation import CFG, make_sure_model
 from test_video import write_video
 
-from yolov4 import cli
+from yolov4 import runs
 from yolov4.cfg import read_cfg
 from yolov4.recipe import Settings
 from yolov4.weights import save_weights
@@ -74,11 +74,11 @@ def test_usage_errors(call, arguments):
 
 
 def test_warnings_and_ctrl_c_are_one_line(call, monkeypatch):
-    def interrupted(_):
+    def interrupted(*_):
         warnings.warn("mind the gap", stacklevel=1)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "read_data", interrupted)
+    monkeypatch.setattr("yolov4.runs.new_settings", interrupted)
     assert call("train") == (130, "", "yolov4 train: mind the gap\nyolov4 train: interrupted\n")
 
 
@@ -248,10 +248,14 @@ def test_missing_files_are_listed_with_the_commands_that_make_them(call, monkeyp
     (tmp_path / "cfg").mkdir()
     (tmp_path / "cfg/voc.data").write_text("train=gone.txt\nnames=x.names\n")
     code, _, err = call("train")
-    assert code == 1 and "voc_label.py" in err and "yolov4.conv.137 is missing: --download" in err
+    assert (
+        code == 1
+        and "yolov4 labels VOCDEVKIT" in err
+        and "yolov4.conv.137 is missing: --download" in err
+    )
     brought = []
-    monkeypatch.setattr(cli, "PRETRAINED", {"a.conv.1": Mock(by_hand=str)})
-    monkeypatch.setattr(cli, "download", lambda *each: brought.append(each))
+    monkeypatch.setattr(runs, "PRETRAINED", {"a.conv.1": Mock(by_hand=str)})
+    monkeypatch.setattr(runs, "download", lambda *each: brought.append(each))
     (tmp_path / "x.data").write_text("train=gone.txt\nnames=x.names\n")
     flags = ("--data", "x.data", "--weights", "a.conv.1", "--download")
     started(call, monkeypatch, *flags)
@@ -286,13 +290,16 @@ def test_anchors_are_fitted_written_and_plotted(call, run_folder, tmp_path):
     assert (tmp_path / "data.png").exists()
 
 
-def test_labels_of_voc_and_coco_are_told_apart(call, shared, tmp_path):
+def test_labels_writes_a_data_set_that_is_not_voc_by_its_names(call, shared, tmp_path):
     code, out, _ = call("labels", shared / "datasets/voc2012_100", "--out", "voc")
-    assert code == 0 and (tmp_path / "voc/2012_trainval.txt").exists() and "boxes" in out
-    draw(tmp_path / "a.jpg")
+    assert code == 0 and (tmp_path / "voc/2012_trainval.txt").exists() and "20 classes" in out
+    picture = draw(tmp_path / "deep/pictures/a.jpg")
     image, box = {"id": 3, "file_name": "a.jpg", "width": 80, "height": 60}, [0, 0, 40, 30]
     boxes = [{"image_id": 3, "category_id": 5, "bbox": box}]
     parts = {"images": [image], "annotations": boxes, "categories": [{"id": 5, "name": "cat"}]}
     (tmp_path / "my.json").write_text(json.dumps(parts))
-    assert call("labels", "my.json", "--images", ".", "--out", "coco")[0] == 0
-    assert (tmp_path / "coco/my/labels/a.txt").read_text() == "0 0.25 0.25 0.5 0.5\n"
+    assert call("labels", "my.json", "--images", "deep", "--out", "coco")[0] == 0
+    assert (tmp_path / "coco/deep/pictures/labels/a.txt").read_text() == "0 0.25 0.25 0.5 0.5\n"
+    picture.unlink()
+    code, _, err = call("labels", "my.json", "--images", "deep", "--out", "coco")
+    assert code == 1 and "no boxes" in err and "a.jpg" in err and err.count("\n") == 1

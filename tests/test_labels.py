@@ -1,20 +1,26 @@
-"""VOC and COCO conversion against label text of Darknet (golden/voc2012_100), small data sets made
-by hand, hostile files, and the download of VOC."""
+"""Data sets of all tools -> labels: against label text of Darknet (golden/voc2012_100), one data set
+in the layout of each tool (as in ../shared/cases), hostile files, and the download of VOC."""
 # ruff: noqa: F401, F811 (a fixture of another file)
 
 import hashlib
 import io
 import json
+import re
 import tarfile
 from pathlib import Path
 from unittest.mock import Mock
 
+import cv2
+import numpy as np
 import pytest
 from test_files import server
 
 from yolov4 import data, labels
 from yolov4.cfg import read_data, read_names
-from yolov4.labels import EDGES, VOC_NAMES, convert_coco, convert_voc, guess_format
+from yolov4.files import CONFIGS
+from yolov4.labels import EDGES, convert
+
+VOC_NAMES = read_names(CONFIGS / "voc.names")
 
 # name, difficult, xmin, ymin, xmax, ymax in an image of 200 x 100
 CAT, HARD_DOG = ("cat", 0, 11, 21, 111, 71), ("dog", 1, 1, 1, 200, 100)
@@ -62,51 +68,46 @@ def stems(path):
     return [Path(line).stem for line in path.read_text().splitlines()]
 
 
-def test_lists_of_the_devkit(devkit):
-    convert_voc(devkit)
-    assert stems(devkit / "train.txt") == ["2007_0", "2007_1", "2012_0", "2012_1"]
-    assert stems(devkit / "train.all.txt") == ["2007_0", "2007_1", "2007_2", "2012_0", "2012_1"]
-    assert not (devkit / "2007_cat_train.txt").exists()
-    images = data.read_image_list(devkit / "2012_train.txt")
-    assert images == [devkit / "VOC2012/JPEGImages/2012_0.jpg"]
-    assert data.label_path(images[0]).read_text() == CAT_TEXT
-    settings = read_data(devkit / "voc.data")
-    assert read_names(settings["names"]) == VOC_NAMES and settings["classes"] == "20"
-    assert [Path(settings[key]).stem for key in ("train", "valid")] == ["train", "2007_test"]
-    before = files_of(devkit)
-    convert_voc(devkit)
-    assert files_of(devkit) == before  # a second run changes nothing
-
-
-def test_difficult_list_goes_with_the_image_list(devkit):
-    convert_voc(devkit)
-    difficult = data.read_image_list(devkit / "difficult_2007_test.txt")
-    assert [path.stem for path in difficult] == stems(devkit / "2007_test.txt")
-    assert data.label_path(difficult[0]).read_text().split()[0] == "11"
-    assert convert_voc(devkit, keep_difficult=True).boxes["dog"] == 5
-    assert data.read_labels(data.label_path(difficult[0])).shape == (0, 5)
-    (image,) = data.read_image_list(devkit / "2007_test.txt")
-    assert data.read_labels(data.label_path(image))[:, 0].tolist() == [7, 11]
-
-
 @pytest.mark.parametrize("links", [True, False])
-def test_out_leaves_the_source_alone(devkit, tmp_path, monkeypatch, links):
+def test_lists_of_the_devkit(devkit, tmp_path, monkeypatch, links):
     if not links:
         monkeypatch.setattr(Path, "symlink_to", Mock(side_effect=OSError))
-    before = files_of(devkit)
-    convert_voc(devkit, tmp_path / "out")
-    assert files_of(devkit) == before
-    images = data.read_image_list(tmp_path / "out/train.txt")
-    assert all(tmp_path / "out" in path.parents for path in images)
+    source, out = files_of(devkit), tmp_path / "out"
+    found = convert([tmp_path], out)
+    assert files_of(devkit) == source  # only read
+    assert stems(out / "train.txt") == ["2007_0", "2007_1", "2012_0", "2012_1"]
+    assert stems(out / "train.all.txt") == ["2007_0", "2007_1", "2007_2", "2012_0", "2012_1"]
+    assert not (out / "2007_cat_train.txt").exists()
+    images = data.read_image_list(out / "2012_train.txt")
+    assert images == [out / "VOCdevkit/VOC2012/JPEGImages/2012_0.jpg"]
     assert images[0].read_bytes() == b"picture"
-    assert data.read_labels(data.label_path(images[0])).shape == (1, 5)
+    assert data.label_path(images[0]).read_text() == CAT_TEXT
+    settings = read_data(found.data)
+    assert read_names(settings["names"]) == VOC_NAMES and settings["classes"] == "20"
+    assert [Path(settings[key]).stem for key in ("train", "valid")] == ["train", "2007_test"]
+    before = files_of(out)
+    convert([tmp_path], out)
+    assert files_of(out) == before  # a second run changes nothing
+
+
+def test_difficult_list_goes_with_the_image_list(devkit, tmp_path):
+    out = tmp_path / "out"
+    found = convert([devkit], out)
+    difficult = data.read_image_list(out / "difficult_2007_test.txt")
+    assert [path.stem for path in difficult] == stems(out / "2007_test.txt")
+    assert data.label_path(difficult[0]).read_text().split()[0] == "11"
+    assert len(found.problems["difficult objects, kept apart"]) == 5
+    assert convert([devkit], out, keep_difficult=True).boxes["dog"] == 5
+    assert data.read_labels(data.label_path(difficult[0])).shape == (0, 5)
+    (image,) = data.read_image_list(out / "2007_test.txt")
+    assert data.read_labels(data.label_path(image))[:, 0].tolist() == [7, 11]
 
 
 def test_what_is_wrong_is_named_and_left_out(tmp_path):
     folder = tmp_path / "mine"
-    add_image(folder, "good", CAT, FLAT, ("unicorn", 0, 1, 1, 9, 9), suffix=".png")
+    add_image(folder, "good", CAT, FLAT, ("unicorn", 0, 1, 1, 9, 9), suffix=".PNG")
     add_image(folder, "broken", xml="<annotation><size>")
-    add_image(folder, "nosize", CAT, xml="<annotation/>")
+    add_image(folder, "nosize", CAT, xml="<annotation/>")  # and its image is no picture
     add_image(folder, "gone", CAT)
     (folder / "JPEGImages/gone.jpg").unlink()
     add_image(folder, "negative")
@@ -115,16 +116,15 @@ def test_what_is_wrong_is_named_and_left_out(tmp_path):
         (tmp_path / name).write_text("<a><size><width>9</width><height>9</height></size></a>")
     sets = "good", "broken", "nosize", "gone", "negative", "../../evil", "edge"
     add_set(folder, "train", *sets)
-    found = convert_voc(folder)
-    assert [path.name for path in found.lists["train"]] == ["good.png", "negative.jpg", "edge.jpg"]
-    assert (folder / "labels/edge.txt").read_text() == CAT_TEXT
-    assert not (tmp_path / "evil.txt").exists()
-    assert (folder / "labels/good.txt").read_text() == CAT_TEXT
-    assert (folder / "labels/negative.txt").read_text() == ""
-    assert found.other_names == {"unicorn": 1}
-    places = [Path(problem.split(":")[0]).stem for problem in found.problems]
-    assert places == ["good", "broken", "nosize", "gone", "evil", "edge"]
-    assert set(found.problems) <= set(found.report())
+    found = convert([folder], tmp_path / "out", names=VOC_NAMES)
+    listed = [path.name for path in found.objects]
+    assert listed == ["good.PNG", "negative.jpg", "edge.jpg"]
+    texts = [data.label_path(found.place(image)).read_text() for image in found.objects]
+    assert texts == [CAT_TEXT, "", CAT_TEXT]
+    assert not list(tmp_path.rglob("evil.txt"))
+    report = "\n".join(found.report())
+    assert all(re.search(rf"[/ ]{name}\b", report) for name in ("broken", "nosize", "gone", "edge"))
+    assert "evil" in report and "unicorn (1)" in report
 
 
 def test_xml_with_entities_is_refused(tmp_path):
@@ -134,20 +134,22 @@ def test_xml_with_entities_is_refused(tmp_path):
         labels.read_annotation(tmp_path / "a.xml")
 
 
-def test_chosen_sets_and_names(devkit):
-    found = convert_voc(devkit, sets=["2012_train"], names=["dog", "cat"])
-    assert list(found.lists) == ["2012_train", "train", "train.all"]
-    assert (devkit / "VOC2012/labels/2012_0.txt").read_text().startswith("1 ")
-    found = convert_voc(devkit, sets=["2012_cat_train"])  # its lines have a second column
-    assert [path.stem for path in found.lists["2012_cat_train"]] == ["2012_0"]
-    assert convert_voc(devkit, names="auto").names == ["cat", "dog"]
-    for folder, sets in ((devkit, ["2010_val"]), (devkit / "VOC2007/JPEGImages", None)):
-        with pytest.raises(ValueError, match="found no set"):
-            convert_voc(folder, sets=sets)
+def test_chosen_sets_and_names(devkit, tmp_path):
+    out = tmp_path / "out"
+    found = convert([devkit], out, sets=["2012_train"], names=["dog", "cat"])
+    assert {"train", "valid", "2012_train"} <= set(found.sets) and "2007_train" not in found.sets
+    assert (out / "VOC2012/labels/2012_0.txt").read_text().startswith("1 ")
+    found = convert([devkit], out, sets=["2012_cat_train"])  # its lines have a second column
+    assert [path.stem for path in found.sets["2012_cat_train"]] == ["2012_0"]
+    assert convert([devkit], out, names=[]).names == ["cat", "dog"]
+    with pytest.raises(ValueError, match="no set 2010_val"):
+        convert([devkit], out, sets=["2010_val"])
+    with pytest.raises(ValueError, match="no boxes"):
+        convert([devkit / "VOC2007/JPEGImages"], out)
 
 
 def test_labels_as_darknet_byte_for_byte(shared, tmp_path):
-    convert_voc(shared / "datasets/voc2012_100/VOCdevkit", tmp_path)
+    convert([shared / "datasets/voc2012_100/VOCdevkit"], tmp_path)
     for kind, expected in (("labels", 100), ("difficult", 23)):
         golden = sorted((shared / "golden/voc2012_100" / kind).glob("*.txt"))
         written = {path.name: path for path in (tmp_path / "VOC2012" / kind).glob("*.txt")}
@@ -157,10 +159,258 @@ def test_labels_as_darknet_byte_for_byte(shared, tmp_path):
 
 
 def test_blood_cells(shared, tmp_path):
-    found = convert_voc(shared / "datasets/bccd/BCCD", tmp_path, names=["RBC", "WBC", "Platelets"])
-    counts = {name: len(paths) for name, paths in found.lists.items()}
+    found = convert([shared / "datasets/bccd/BCCD"], tmp_path)
+    counts = {name: len(paths) for name, paths in found.sets.items()}
     assert counts == {"test": 72, "train": 205, "trainval": 292, "val": 87}
-    assert sum(found.boxes.values()) == 4888 - 2 and len(found.problems) == 2
+    assert found.names == ["Platelets", "RBC", "WBC"]
+    assert found.boxes.total() == 4888 - 2 and len(found.problems["boxes of zero size"]) == 2
+
+
+# one data set in the layouts of many tools: pictures 0..5 for training, 6 and 7 for validation
+SIZE, NAMES = (160, 128), ("circle", "square", "Кот (1)")
+OBJECTS = ((0, 62, 25, 99, 57), (2, 10, 1, 36, 21), (1, 80, 64, 120, 128))  # class, edges in pixels
+RELATIVE = (
+    "0 0.503125 0.3203125 0.23125 0.25\n2 0.14375 0.0859375 0.1625 0.15625\n1 0.625 0.75 0.25 0.5\n"
+)
+YOLO_TEXT = RELATIVE.encode()
+
+
+def picture(path, number):
+    """Every picture has its own colour."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = np.full((*SIZE[::-1], 3), 20 * number + 10, np.uint8)
+    cv2.imencode(Path(path.name.lower()).suffix.replace("jfif", "jpg"), image)[1].tofile(path)
+    return path
+
+
+def xml(path, size="<width>160</width><height>128</height>", difficult="0"):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    body = "".join(
+        f"<object><name>{NAMES[label]}</name><difficult>{difficult}</difficult><bndbox>"
+        + "".join(f"<{key}>{value}</{key}>" for key, value in zip(EDGES, edges, strict=True))
+        + "</bndbox></object>"
+        for label, *edges in OBJECTS
+    )
+    text = f"<annotation><size>{size}</size>{body}</annotation>"
+    path.write_text(text, encoding="utf-8")
+
+
+def text(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def coco(path, numbers, file_name, **changes):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    images = [
+        {"id": n, "file_name": file_name.format(n), "width": 160, "height": 128} for n in numbers
+    ]
+    boxes = [
+        {"id": 1, "image_id": n, "category_id": label, "iscrowd": 0,
+         "bbox": [x1, y1, x2 - x1, y2 - y1], "segmentation": []}
+        for n in numbers for label, x1, y1, x2, y2 in OBJECTS
+    ]  # fmt: skip
+    categories = [{"id": n, "name": name, "supercategory": "shape"} for n, name in enumerate(NAMES)]
+    for entry in images if changes.get("no_size") else ():
+        del entry["width"], entry["height"]
+    for entry in boxes if changes.get("outline") else ():
+        x, y, w, h = entry.pop("bbox")
+        entry["segmentation"] = [[x, y, x + w, y, x + w, y + h], [x, y + h]]
+    if changes.get("text_ids"):
+        for entry in (*images, *boxes):
+            entry.update(
+                {
+                    k: f"{entry[k]:06}"
+                    for k in ("id", "image_id")
+                    if k in entry and (k != "id" or entry in images)
+                }
+            )
+    categories += changes.get("categories", [])
+    dataset = {"images": images, "annotations": boxes, "categories": categories}
+    path.write_text(json.dumps(dataset), encoding="utf-8")
+
+
+def sets(number):
+    return "train" if number < 6 else "valid"
+
+
+def write_layout(root, layout):
+    """Writes the data set as a tool exports it."""
+    for n in range(8):
+        one = sets(n)
+        match layout:
+            case "voc devkit" | "voc with suffixes" | "cvat voc" | "cvat voc, one set":
+                picture(root / f"JPEGImages/my photo ({n}).jpg", n)
+                xml(root / f"Annotations/my photo ({n}).xml")
+                name = {"voc devkit": {"train": "train", "valid": "val"}[one],
+                        "voc with suffixes": {"train": "train", "valid": "test"}[one],
+                        "cvat voc": {"train": "Train", "valid": "Validation"}[one],
+                        "cvat voc, one set": "default"}[layout]  # fmt: skip
+                line = {"voc devkit": "  -1", "voc with suffixes": ".jpg"}.get(layout, "")
+                path = root / f"ImageSets/Main/{name}.txt"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with path.open("a") as file:
+                    file.write(f"my photo ({n}){line}\n")
+            case "labelimg voc":
+                picture(root / f"IMG_{n}.JPG", n)
+                xml(root / f"IMG_{n}.xml", size="<width>160.0</width><height>128.0</height>")
+            case "label studio voc":
+                picture(root / f"images/{n}.webp", n)
+                xml(root / f"Annotations/{n}.xml", size="", difficult="Unspecified")
+            case "roboflow voc":
+                picture(root / f"{one}/{n}_jpg.rf.0a1b.jpg", n)
+                xml(root / f"{one}/{n}_jpg.rf.0a1b.xml", size="<width>0</width><height>0</height>",
+                    difficult="")  # fmt: skip
+            case "cvat yolo":
+                picture(root / f"obj_{one}_data/frame_{n}.PNG", n)
+                text(root / f"obj_{one}_data/frame_{n}.txt", YOLO_TEXT)
+            case "roboflow darknet":
+                picture(root / f"{one}/{n}.jpg", n)
+                text(root / f"{one}/{n}.txt", YOLO_TEXT)
+                text(root / f"{one}/_darknet.labels", "\n".join(NAMES))
+            case "yaml" | "yaml, names by number":
+                picture(root / f"{one}/images/{n}.bmp", n)
+                text(root / f"{one}/labels/{n}.txt", YOLO_TEXT)
+            case "ultralytics":
+                picture(root / f"images/{one}/{n}.tif", n)
+                text(root / f"labels/{one}/{n}.txt", YOLO_TEXT)
+            case "label studio yolo" | "labelimg yolo" | "makesense":
+                folders = {"label studio yolo": ("images", "labels"), "labelimg yolo": (".", "."),
+                           "makesense": ("photos", "labels_my-project_2024")}[layout]  # fmt: skip
+                picture(root / folders[0] / f"{n}.jpeg", n)
+                text(root / folders[1] / f"{n}.txt", YOLO_TEXT)
+                listed = "labels.txt" if layout == "makesense" else "classes.txt"
+                text(root / listed, "\n".join(NAMES).encode("utf-16"))
+            case "coco" | "coco roboflow" | _:
+                folder = {"coco": f"{one}2017", "coco roboflow": one}.get(layout, "images")
+                picture(root / folder / f"{n}.jpg", n)
+    match layout:
+        case "cvat yolo":
+            text(root / "obj.names", "\n".join(NAMES))
+            text(root / "obj.data", "classes = 3\nTrain = data/Train.txt\n"
+                 "Validation = data/Validation.txt\nnames = data/obj.names\nbackup = backup/\n")  # fmt: skip
+            for one, name in (("train", "Train"), ("valid", "Validation")):
+                lines = [f"data/obj_{one}_data/frame_{n}.PNG\n" for n in range(8) if sets(n) == one]
+                text(root / f"{name}.txt", "".join(lines))
+        case "yaml":
+            names = json.dumps(NAMES, ensure_ascii=False)
+            text(root / "data.yaml", f"train: ../train/images\nval: ../valid/images\n"
+                 f"test: ../test/images\n\nnc: 3\nnames: {names}\n")  # fmt: skip
+        case "yaml, names by number":
+            names = "".join(f"  {n}: {name}\n" for n, name in enumerate(NAMES))
+            text(root / "data.yaml", f"path: .\ntrain: [train/images/*.bmp]\nval: valid.txt\n"
+                 f"names:\n{names}")  # fmt: skip
+            text(root / "valid.txt", "./valid/images/6.bmp\n./valid/images/7.bmp\n")
+        case "ultralytics":
+            text(root / "x.names", "\n".join(NAMES))
+        case "coco":
+            for one, numbers in (("train", range(6)), ("valid", range(6, 8))):
+                name = {"train": "train2017", "valid": "val2017"}[one]
+                coco(root / f"annotations/instances_{name}.json", numbers, "{}.jpg")
+            text(root / "annotations/captions_val2017.json", '{"images": [], "annotations": []}')
+            (root / "valid2017").rename(root / "val2017")
+        case "coco roboflow":
+            for one, numbers in (("train", range(6)), ("valid", range(6, 8))):
+                above = [{"id": 9, "name": "shape", "supercategory": "none"}]
+                coco(root / f"{one}/_annotations.coco.json", numbers, "{}.jpg", categories=above)
+        case "coco without sizes":
+            coco(root / "annotations/instances_default.json", range(8), "{}.jpg", no_size=True)
+        case "coco with text ids":
+            coco(root / "result.json", range(8), "images\\{}.jpg", text_ids=True)
+        case "coco of outlines":
+            coco(root / "result.json", range(8), "C:\\data\\{}.jpg", outline=True)
+        case "coco of label studio":
+            coco(root / "result.json", range(8), "/data/upload/1/{}.jpg")
+        case "coco of local files":
+            coco(root / "result.json", range(8), "/data/local-files/?d=some%20where/{}.jpg")
+
+
+SPLIT = ("voc devkit, voc with suffixes, cvat voc, roboflow voc, cvat yolo, roboflow darknet, yaml, "
+         "yaml; names by number, ultralytics, coco, coco roboflow")  # fmt: skip
+WHOLE = ("cvat voc; one set, labelimg voc, label studio voc, label studio yolo, labelimg yolo, "
+         "makesense, coco without sizes, coco with text ids, coco of outlines, "
+         "coco of label studio, coco of local files")  # fmt: skip
+LAYOUTS = [name.replace(";", ",") for name in (SPLIT + ", " + WHOLE).split(", ")]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_same_data_set(tmp_path, layout):
+    root = tmp_path / "export of a tool (1)"
+    write_layout(root, layout)
+    before = files_of(root)
+    found = convert([root], tmp_path / "out")
+    assert files_of(root) == before and not list(root.rglob("*.part"))
+    options = read_data(found.data)
+    assert read_names(options["names"]) == sorted(NAMES) == list(NAMES)
+    lists = [data.read_image_list(options[key]) for key in ("train", "valid")]
+    numbers = [sorted(int(data.load_image(path)[0, 0, 0]) // 20 for path in each) for each in lists]
+    if layout.replace(",", ";") in SPLIT.split(", "):
+        assert numbers == [[0, 1, 2, 3, 4, 5], [6, 7]]
+    else:
+        assert sorted(numbers[0] + numbers[1]) == [*range(8)] and all(numbers)
+        assert "every tenth image" in found.report()[0]
+    expected = np.array([line.split() for line in RELATIVE.splitlines()], np.float32)
+    if found.kind == "voc":
+        expected[:, 1:3] -= np.float32((1 / 160, 1 / 128))  # VOC counts from 1
+    for path in (*lists[0], *lists[1]):
+        assert data.read_labels(data.label_path(path)) == pytest.approx(expected, abs=1e-6)
+
+
+def test_the_tenth_for_validation_stays_when_images_are_added(tmp_path):
+    chosen = []
+    for count in (200, 300):
+        root = tmp_path / str(count)
+        for n in range(count):
+            text(root / f"{n}.txt", YOLO_TEXT)
+            text(root / f"{n}.jpg", b"picture")
+        text(root / "classes.txt", "\n".join(NAMES))
+        found = convert([root], tmp_path / f"out{count}")
+        chosen.append({path.name for path in found.sets["valid"]})
+        assert not {*found.sets["valid"]} & {*found.sets["train"]}
+    old = {name for name in chosen[1] if int(name.partition(".")[0]) < 200}
+    assert old == chosen[0] and 10 < len(old) < 32
+
+
+@pytest.mark.parametrize("extra", ["", ",0"])
+def test_a_list_with_boxes_is_converted(tmp_path, extra):
+    """Of Tianxiaomo's and argusswift's ports."""
+    boxes = " ".join(f"{x1},{y1},{x2},{y2},{label}{extra}" for label, x1, y1, x2, y2 in OBJECTS)
+    for n in range(2):
+        picture(tmp_path / f"obj/{n}.jpg", n)
+    text(tmp_path / "train.txt", f"obj/0.jpg {boxes}\nobj/1.jpg {boxes}\n")
+    with pytest.raises(ValueError, match="yolov4 labels"):
+        data.read_image_list(tmp_path / "train.txt")
+    found = convert([tmp_path / "train.txt"], tmp_path / "out", names=NAMES)
+    labels_of = [data.label_path(found.place(image)).read_bytes() for image in found.objects]
+    assert labels_of == [YOLO_TEXT] * 2
+
+
+def test_images_of_one_name_belong_to_the_annotation_that_is_near(tmp_path):
+    """Two cameras number their pictures alike; a name that is not unique is left out and named."""
+    for camera in "ab":
+        picture(tmp_path / f"in/{camera}/images/1.jpg", 1)
+    text(tmp_path / "in/a/labels/1.txt", YOLO_TEXT)
+    text(tmp_path / "in/b/labels/1.txt", b"1 .5 .5 .5 .5\n")
+    text(tmp_path / "in/classes.txt", "\n".join(NAMES))
+    found = convert([tmp_path / "in"], tmp_path / "out")
+    read = {
+        path.parts[-3]: data.label_path(found.place(path)).read_text() for path in found.objects
+    }
+    assert read == {"a": RELATIVE, "b": "1 0.5 0.5 0.5 0.5\n"}
+    coco(tmp_path / "in/result.json", [1], "{}.jpg")
+    (tmp_path / "in/a/labels/1.txt").unlink()
+    with pytest.raises(ValueError, match=r"several of that name.*\n?.*1\.jpg"):
+        convert([tmp_path / "in"], tmp_path / "out")
+
+
+@pytest.mark.parametrize("layout", ["labelimg yolo", "coco of label studio", "labelimg voc"])
+def test_no_boxes_is_an_error(tmp_path, layout):
+    write_layout(tmp_path / "in", layout)
+    for path in (tmp_path / "in").rglob("*"):
+        if path.suffix in (".txt", ".xml", ".json") and path.name != "classes.txt":
+            path.unlink()
+    with pytest.raises(ValueError, match="no boxes"):
+        convert([tmp_path / "in"], tmp_path / "out")
 
 
 BOX = {"image_id": 7, "category_id": 17, "bbox": [20, 10, 100, 50], "iscrowd": 0}
@@ -185,58 +435,32 @@ def add_coco(root, name, images, annotations, categories=CATEGORIES, folder=None
     return path
 
 
-def test_cocos_own_layout(tmp_path):
-    root = tmp_path / "COCO"
+def test_crowds_are_left_out_and_an_empty_image_is_listed(tmp_path):
     images = [image(7, "7.jpg"), image(8, "8.jpg")]
-    add_coco(root, "train2017", images, [BOX, {**BOX, "iscrowd": 1}])
-    add_coco(root, "val2017", [image(7, "9.jpg")], [{**BOX, "category_id": 18}])
-    before = set(root.rglob("*"))
-    assert guess_format([root]) == "coco" and guess_format([tmp_path]) == "voc"
-    found = convert_coco([root], tmp_path / "out")
-    assert set(root.rglob("*")) == before  # the source stays as it is
-    lists = [data.read_image_list(tmp_path / f"out/{name}.txt") for name in found.lists]
-    assert [[path.name for path in each] for each in lists] == [["7.jpg", "8.jpg"], ["9.jpg"]]
-    assert lists[0][0].samefile(root / "train2017/7.jpg")
+    add_coco(tmp_path / "COCO", "train2017", images, [BOX, {**BOX, "iscrowd": 1}])
+    add_coco(tmp_path / "COCO", "val2017", [image(7, "9.jpg")], [{**BOX, "category_id": 18}])
+    found = convert([tmp_path / "COCO"], tmp_path / "out")
+    lists = [
+        data.read_image_list(tmp_path / f"out/{name}.txt") for name in ("train2017", "val2017")
+    ]
     texts = [data.label_path(path).read_text() for each in lists for path in each]
-    assert texts == [BOX_TEXT, "", BOX_TEXT.replace("0 ", "1 ", 1)]  # an empty image is listed
-    assert found.boxes == {"cat": 1, "dog": 1} and not found.problems
-    assert "2 boxes; 1 crowds left out" in found.report()
-    options = read_data(tmp_path / "out/coco.data")
-    assert read_names(options["names"]) == ["cat", "dog"]
-    assert [Path(options[key]).stem for key in ("train", "valid")] == ["train2017", "val2017"]
+    assert texts == [BOX_TEXT, "", BOX_TEXT.replace("0 ", "1 ", 1)]
+    assert found.boxes == {"cat": 1, "dog": 1} and list(found.problems) == ["crowds"]
 
 
-@pytest.mark.parametrize(("folder", "file_name"), [
-    ("images", "a.jpg"), ("images/default", "a.jpg"), (".", "images/a.jpg"), (".", "sub/a.jpg"),
-    ("default", "images/a.jpg"), (".", "images\\x/a.jpg"),
-])  # fmt: skip
-def test_exports_of_other_tools(tmp_path, folder, file_name):
-    """Of CVAT and Label Studio: the label is where training looks for it."""
-    name = file_name.replace("\\", "/")
-    path = add_coco(tmp_path / "in", "default", [image(7, name)], [BOX], folder=folder)
-    path.write_text(path.read_text().replace(name, file_name.replace("\\", "\\\\")))
-    if folder == "default":
-        (tmp_path / "in/default/images/a.jpg").rename(tmp_path / "in/default/a.jpg")
-    before = sorted((tmp_path / "in").rglob("*"))
-    convert_coco([path], tmp_path / "images/out")
-    (listed,) = data.read_image_list(tmp_path / "images/out/default.txt")
-    assert listed.read_bytes() == b"picture" and data.label_path(listed).read_text() == BOX_TEXT
-    assert sorted((tmp_path / "in").rglob("*")) == before  # nothing is written through the link
-
-
-def test_roboflows_folders_and_categories_by_name(tmp_path):
-    """Sets are called as their folders; a category has another number in each file."""
+def test_categories_go_by_name(tmp_path):
+    """A category has another number in each file; a name that is not wanted is counted."""
     other = [{"id": 17, "name": "dog"}, {"id": 30, "name": "owl"}]
     for folder, categories in (("train", CATEGORIES), ("valid", other)):
         images = [image(7, "7.jpg")]
         path = add_coco(tmp_path, "x", images, [BOX], categories, folder=f"in/{folder}")
-        path.rename(tmp_path / "in" / folder / labels.EXPORT)
-    found = convert_coco([tmp_path / "in"], tmp_path / "out")
+        path.rename(tmp_path / "in" / folder / "_annotations.coco.json")
+    found = convert([tmp_path / "in"], tmp_path / "out")
     assert found.names == ["cat", "dog", "owl"]
-    texts = [data.label_path(found.lists[name][0]).read_text() for name in ("train", "valid")]
-    assert [text[0] for text in texts] == ["0", "1"]
-    found = convert_coco([tmp_path / "in"], tmp_path / "out", names=["dog"])
-    assert found.other_names == {"cat": 1} and found.boxes == {"dog": 1}
+    read = [data.label_path(found.place(image)).read_text()[0] for image in found.objects]
+    assert read == ["0", "1"]
+    found = convert([tmp_path / "in"], tmp_path / "out", names=["dog"])
+    assert found.problems["objects of no class"] == ["cat (1)"] and found.boxes == {"dog": 1}
 
 
 BAD_NAMES = [
@@ -261,18 +485,19 @@ def test_an_image_that_cannot_be_used_is_left_out_with_its_boxes(tmp_path, chang
     images[1] |= changes
     dataset = {"images": images, "annotations": boxes, "categories": CATEGORIES}
     path.write_text(json.dumps(dataset))
-    found = convert_coco([tmp_path / "deep/COCO"], tmp_path / "deep/out")
-    assert [each.name for each in found.lists["train"]] == ["a.jpg"] and found.problems
-    assert all("\n" not in problem for problem in found.problems)
+    found = convert([tmp_path / "deep/COCO"], tmp_path / "deep/out")
+    assert [each.name for each in found.objects] == ["a.jpg"] and found.problems
+    assert all("\n" not in line for line in found.report())
     assert not [*tmp_path.glob("*.txt"), *tmp_path.glob("deep/*.txt")]
 
 
 @pytest.mark.parametrize("changes", BAD_BOXES, ids=lambda changes: repr(changes)[:30])
 def test_a_box_that_cannot_be_used_is_named_and_left_out(tmp_path, changes):
     path = add_coco(tmp_path, "train", [image(7, "a.jpg")], [{**BOX, **changes}, BOX])
-    found = convert_coco([tmp_path], tmp_path / "out")
-    assert len(found.problems) == 1 and found.problems[0].startswith(f"{path}: annotation 1: ")
-    assert data.label_path(found.lists["train"][0]).read_text() == BOX_TEXT
+    found = convert([tmp_path], tmp_path / "out")
+    ((problem,),) = found.problems.values()
+    assert problem.startswith(f"{path}: annotation 1: ")
+    assert data.label_path(found.place(next(iter(found.objects)))).read_text() == BOX_TEXT
 
 
 def test_voc_is_downloaded_from_the_mirror_and_unpacked(server, tmp_path, monkeypatch):
@@ -301,5 +526,6 @@ def test_voc_is_downloaded_from_the_mirror_and_unpacked(server, tmp_path, monkey
         archive.unlink()
     labels.download_voc(devkit)
     assert len(server.asked) == 6  # what is there is not downloaded again
-    convert_voc(tmp_path)
-    assert (devkit / "VOC2007/labels/2007-test_0.txt").read_text() == CAT_TEXT
+    convert([devkit], tmp_path / "out")
+    label = tmp_path / "out/VOC2007/labels/2007-test_0.txt"
+    assert label.read_text() == CAT_TEXT

@@ -7,7 +7,7 @@ import pytest
 from conftest import ROOT
 
 from yolov4 import data
-from yolov4.labels import convert_voc
+from yolov4.labels import convert
 
 SCRIPT = ROOT / "data" / "shapes" / "make_shapes.py"
 
@@ -60,9 +60,8 @@ def test_objects_lie_in_the_picture_and_hardly_overlap():
 
 def test_the_way_to_training(tmp_path):
     make_shapes.make_shapes(tmp_path / "VOCshapes", 20, size=(96, 64))
-    names = (tmp_path / "VOCshapes/shapes.names").read_text().split()
-    result = convert_voc(tmp_path / "VOCshapes", tmp_path / "lists", names=names)
-    assert not result.problems and not result.other_names
+    found = convert([tmp_path / "VOCshapes"], tmp_path / "lists")
+    assert not any(found.problems.values()) and tuple(found.names) == make_shapes.NAMES
     train, valid = (data.read_image_list(tmp_path / f"lists/{n}.txt") for n in ("train", "val"))
     assert len(train) == 16 and len(valid) == 4 and data.load_image(train[0]).shape == (64, 96, 3)
     report = data.inspect(train + valid, make_shapes.NAMES, (96, 64))

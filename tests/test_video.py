@@ -83,8 +83,8 @@ def test_json_and_labels(tmp_path):
     found = Detections(boxes, torch.tensor([0.9, 0.8, 0.75]), torch.tensor([1, 0, 0]),
                        torch.tensor([7, 2, 7]))  # fmt: skip
     with closing(Output(tmp_path, ["cat", "dog"], [], True, tmp_path / "o.json")) as output:
-        output.add("v.mp4", "v_3", (100, 100), found, 3)
-        output.add("ü.png", "b", (100, 100), found[:0], 4)
+        output.add("v.mp4", "v_3", np.zeros((100, 100, 3), np.uint8), found, 3)
+        output.add("ü.png", "b", np.zeros((100, 100, 3), np.uint8), found[:0], 4)
     assert (tmp_path / "labels/v_3.txt").read_text() == "1 0.250000 0.550000 0.500000 0.900000\n"
     assert (tmp_path / "labels/b.txt").read_text() == ""
     first, second = json.loads((tmp_path / "o.json").read_text(encoding="utf-8"))

@@ -546,11 +546,10 @@ def labels(words):
 
     from yolov4.labels import convert, download_voc
 
-    names = given.names
     if given.download:
         download_voc(given.sources[0])
-    if names not in (None, "auto"):
-        names = read_names(own_file(names, ".names"))
+    names = [] if given.names == "auto" else given.names
+    names = read_names(own_file(names, ".names")) if names else names
     options = {"images": given.images, "sets": given.sets, "keep_difficult": given.keep_difficult}
     print("\n".join(convert(given.sources, given.out, names=names, **options).report()))
 
@@ -619,7 +618,9 @@ def main(name: str | None = None) -> None:
     commands = {command.__name__: command for command in commands}
     program, *words = sys.argv
     if not name:
-        parser = argparse.ArgumentParser("yolov4", epilog="yolov4 COMMAND --help lists its options.")
+        parser = argparse.ArgumentParser(
+            "yolov4", epilog="yolov4 COMMAND --help lists its options."
+        )
         parser.add_argument("command", choices=commands)
         name, words = parser.parse_args(words[:1]).command, words[1:]
         program = f"yolov4 {name}"

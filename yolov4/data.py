@@ -184,7 +184,7 @@ def inspect(paths, names, size, source="images"):
     report = DatasetReport(str(source), names, size)
     findings = report.findings
     for path in map(Path, paths):
-        if not path.is_file():
+        if not os.path.isfile(path):
             findings[NO_IMAGE].append(path)
             continue
         if not cv2.haveImageReader(str(path)):

@@ -168,11 +168,9 @@ class Conversion:
             for folder in rows if self.kind == "voc" else ["labels"]:
                 self.write(place.parents[1] / folder / f"{place.stem}.txt", rows[folder])
         if not self.boxes.total():
-            problems = self.report()[1 + len(self.names) :]
-            expected = "expected VOC XML, COCO JSON or YOLO labels with boxes, and their images"
-            raise ValueError(
-                "\n".join([f"{self.root}: {self.what}: no boxes, {expected}", *problems])
-            )
+            expected = "expected VOC XML, COCO JSON or YOLO labels, and their images"
+            found = [f"{self.root}: {self.what}: no boxes, {expected}"]
+            raise ValueError("; ".join(found + self.report()[1 + len(self.names) :]))
         if all(max(box) > 2 for objects in self.objects.values() for *_, box in objects):
             raise ValueError(f"{self.root}: {IN_PIXELS}")
         train, valid = self._split()
@@ -338,12 +336,12 @@ def read_json(path):
         if not all(isinstance(entry, dict) for entry in (*images, *annotations)):
             raise ValueError("no lists of objects")
         categories = dataset["categories"]
-        used = {entry.get("category_id") for entry in annotations}
+        used = {str(entry.get("category_id")) for entry in annotations}
         above = {entry.get("supercategory") for entry in categories} - {None}
         named = [
             (entry["id"], entry["name"].strip())
             for entry in categories
-            if entry["id"] in used or entry["name"] not in above
+            if str(entry["id"]) in used or entry["name"] not in above
         ]
         classes = dict(sorted(named))
         if len(classes) < len(named) or any(len(n.splitlines()) != 1 for n in classes.values()):
@@ -376,22 +374,23 @@ def read_coco(found, tree, path, images, annotations, classes):
     name = path.stem.removeprefix("instances_")
     name = name if KIND.search(name.lower()) else tree.set_of(path)
     found.names += [each for each in classes.values() if each not in found.names]
-    known, crowds = {}, found.problems["crowds"]  # known, by id: image, width, height, or None
+    known = {}  # by id: image, width, height; None where it is left out
     for count, entry in enumerate(images, 1):
         key, sides = entry.get("id"), [entry.get(side) for side in SIDES]
         where = f"{path}: image {count}: {str(entry)[:120]}"
-        image = tree.find(str(entry.get("file_name")), path.with_name(name))
-        if not image:
+        if not (image := tree.find(str(entry.get("file_name")), path.with_name(name))):
             found.problems[NO_IMAGE].append(where)
         elif not isinstance(key, int | str) or key in known or image in found.objects:
             found.problems["images without an id and a file of their own"].append(where)
-            image = None
-        if image:
-            if not all(isinstance(side, int | float) and 0 < side < LARGEST for side in sides):
-                sides = load_image(image).shape[1::-1]
-            found.sets[name].append(image)
-            known[key], found.objects[image] = (image, *sides), []
-        elif isinstance(key, int | str):
+        else:
+            try:
+                if not all(isinstance(side, int | float) and 0 < side < LARGEST for side in sides):
+                    sides = load_image(image).shape[1::-1]
+                known[key], found.objects[image] = (image, *sides), []
+                found.sets[name].append(image)
+            except ValueError as error:
+                found.problems["images that cannot be read"].append(error)
+        if isinstance(key, int | str):
             known.setdefault(key, None)
     for count, entry in enumerate(annotations, 1):
         where = f"{path}: annotation {count}: {str(entry)[:120]}"
@@ -399,7 +398,7 @@ def read_coco(found, tree, path, images, annotations, classes):
             if not (image := known[entry["image_id"]]):
                 continue
             if entry.get("iscrowd") == 1:
-                crowds.append(where)
+                found.problems["crowds"].append(where)
                 continue
             (image, width, height), class_name = image, classes[entry["category_id"]]
             if entry.get("bbox"):
@@ -428,7 +427,7 @@ def read_yaml(path):
     return data if isinstance(data, dict) and {"names", "train"} <= data.keys() else None
 
 
-def read_yolo(found, tree, source=None):
+def read_yolo(found, tree, given, source=None):
     """Label files, in the sets of a .data or .yaml file, else of folders by their names; or a list
     with boxes behind each image."""
     suffix, lists, base, boxed = source and source.suffix.lower(), {}, source, {}
@@ -459,8 +458,9 @@ def read_yolo(found, tree, source=None):
             place = base.parent / entry if glob else locate(entry, base)
             if glob or place.exists():
                 found.sets[name] += map(_absolute, read_image_list(place))
-    if not found.names and (files := tree.having(*CLASS_LISTS)):
-        found.names = read_names(files[0])
+    if not (given or found.names) and (files := tree.having(*CLASS_LISTS)):
+        given = read_names(files[0])
+    found.names = given or found.names
     for image in {image: None for images in found.sets.values() for image in images}:
         try:
             rows = _boxes(image, boxed[image]) if image in boxed else _rows(found, tree, image)
@@ -505,8 +505,8 @@ def convert(sources, out=None, *, images=None, sets=None, names=None, keep_diffi
 
     sources: a folder, a .data or .yaml file, a list with boxes, or JSON files.  out: default
     data/FOLDER.  images: folder at or below which the images of a JSON are.  sets: of VOC,
-    default: all.  names: of the classes, "auto" for those in use; default: those of the source,
-    of a VOC devkit its 20.  keep_difficult: difficult objects of VOC count as others.
+    default: all.  names: of the classes, [] for those in use; default: those of the source, of
+    a VOC devkit its 20.  keep_difficult: difficult objects of VOC count as others.
     Raises ValueError if there is nothing to convert, OSError if a file cannot be written."""
     files = [_absolute(source) for source in sources]
     if missing := [file for file in files if not file.exists()]:
@@ -527,7 +527,7 @@ def convert(sources, out=None, *, images=None, sets=None, names=None, keep_diffi
     parsed = [] if yolo else read_jsons(found, jsons)
     if yolo:
         found.what += f" by {yolo[0].name}"
-        read_yolo(found, tree, yolo[0])
+        read_yolo(found, tree, names, yolo[0])
     elif parsed:
         found.kind, found.what = "coco", "COCO JSON"
         for each in parsed:
@@ -535,11 +535,11 @@ def convert(sources, out=None, *, images=None, sets=None, names=None, keep_diffi
     elif having(".xml"):
         found.kind, found.what = "voc", "VOC XML"
         read_voc(found, tree, sets)
-        if not names and "/VOC20" in "".join(image.as_posix() for image in found.objects):
+        if names is None and "/VOC20" in "".join(image.as_posix() for image in found.objects):
             names = read_names(CONFIGS / "voc.names")
     else:
-        read_yolo(found, tree)
-    return found.finish(None if names == "auto" else names, keep_difficult)
+        read_yolo(found, tree, names)
+    return found.finish(names, keep_difficult)
 
 
 def download_voc(root):

@@ -70,8 +70,8 @@ def new_settings(flags, say=print):
     data, missing = data_options(source, flags.get("runs", "runs"), say), []
     if not {"train", "names"} <= data.keys():
         raise ValueError(f"{source}: expected train = LIST and names = FILE")
-    if not Path(data["train"]).exists():
-        how = MADE_BY.get(Path(source).stem, "the images for training")
+    how = MADE_BY.get(Path(source).stem)
+    if how and not Path(data["train"]).exists():
         missing.append(f"{data['train']} is missing: {how}")
     remote = PRETRAINED.get(Path(weights or "").name)
     if remote and not Path(weights).exists():
