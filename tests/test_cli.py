@@ -298,8 +298,8 @@ def test_labels_writes_a_data_set_that_is_not_voc_by_its_names(call, shared, tmp
     boxes = [{"image_id": 3, "category_id": 5, "bbox": box}]
     parts = {"images": [image], "annotations": boxes, "categories": [{"id": 5, "name": "cat"}]}
     (tmp_path / "my.json").write_text(json.dumps(parts))
-    assert call("labels", "my.json", "--images", "deep", "--out", "coco")[0] == 0
-    assert (tmp_path / "coco/deep/pictures/labels/a.txt").read_text() == "0 0.25 0.25 0.5 0.5\n"
+    assert call("labels", "my.json", "deep", "--out", "coco")[0] == 0
+    assert (tmp_path / "coco/pictures/labels/a.txt").read_text() == "0 0.25 0.25 0.5 0.5\n"
     picture.unlink()
-    code, _, err = call("labels", "my.json", "--images", "deep", "--out", "coco")
+    code, _, err = call("labels", "my.json", "deep", "--out", "coco")
     assert code == 1 and "no boxes" in err and "a.jpg" in err and err.count("\n") == 1

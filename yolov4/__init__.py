@@ -10,8 +10,16 @@ _HOME = {
     "evaluate": "evaluation", "augment": "augment", "read_cfg": "cfg", "parse_cfg": "cfg",
     "format_cfg": "cfg",
 }  # fmt: skip
-__all__ = list(_HOME)
+__all__ = [*_HOME, "train"]
 __version__ = "0.1.0"
+
+
+def train(**options):
+    """Trains like the command `yolov4 train` with these flags: data="x.data", max_batches=100,
+    clear=True ... Returns the run's folder.  Raises ValueError for what does not fit."""
+    from yolov4 import cli
+
+    return cli.train(cli.as_words(options))
 
 
 def __getattr__(name):

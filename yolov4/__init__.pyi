@@ -1,3 +1,5 @@
+from pathlib import Path
+
 from yolov4 import augment as augment
 from yolov4.cfg import format_cfg as format_cfg
 from yolov4.cfg import parse_cfg as parse_cfg
@@ -15,3 +17,5 @@ from yolov4.weights import load_weights as load_weights
 from yolov4.weights import save_weights as save_weights
 
 __version__: str
+
+def train(**options: object) -> Path: ...

@@ -530,13 +530,13 @@ def anchors(words):
 
 LABELS = """
 sources SOURCE+      a folder of VOC XML (VOCdevkit, LabelImg, CVAT, Roboflow ...), COCO JSON or
-                     YOLO labels; a data.yaml, a .data file, JSON files, a list with boxes
+                     YOLO labels; or a data.yaml, a .data file, JSON files, a list with boxes, and
+                     the folder that has their images, where that is another
 --download           download VOC 2007 and 2012 there first: 2.9 GB
 --sets SET+          of VOC, such as 2012_train 2007_test (default: all found)
 --names FILE         class names, or auto for those in use (default: those of the source)
 --out FOLDER         default: data/ and the name of the source
 --keep-difficult     of VOC: difficult objects count as others
---images FOLDER      at or below which the images of a JSON are (default: found)
 """
 
 
@@ -550,8 +550,10 @@ def labels(words):
         download_voc(given.sources[0])
     names = [] if given.names == "auto" else given.names
     names = read_names(own_file(names, ".names")) if names else names
-    options = {"images": given.images, "sets": given.sets, "keep_difficult": given.keep_difficult}
-    print("\n".join(convert(given.sources, given.out, names=names, **options).report()))
+    found = convert(
+        given.sources, given.out, sets=given.sets, names=names, keep_difficult=given.keep_difficult
+    )
+    print("\n".join(found.report()))
 
 
 CFG_OPTIONS = f"""

@@ -103,6 +103,9 @@ PRETRAINED = {  # no checksums of these are published
         ("yolov4.conv.137", "darknet_yolo_v3_optimal", 170_038_676),
         ("yolov4-tiny.conv.29", "darknet_yolo_v4_pre", 19_789_716),
         ("yolov4-csp.conv.142", "darknet_yolo_v4_pre", 146_548_116),
+        ("yolov4.weights", "darknet_yolo_v3_optimal", 257_717_640),
+        ("yolov4-tiny.weights", "darknet_yolo_v4_pre", 24_251_276),
+        ("yolov4-csp.weights", "darknet_yolo_v4_pre", 211_944_840),
     )
 }
 

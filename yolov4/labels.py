@@ -19,6 +19,7 @@ import shutil
 import tarfile
 import zlib
 from collections import Counter, defaultdict
+from contextlib import contextmanager
 from pathlib import Path, PureWindowsPath
 from urllib.parse import unquote
 from xml.etree import ElementTree
@@ -119,9 +120,17 @@ class Conversion:
         lines = [f"{self.root}: {self.what}; images: {sets}; {boxes}; written: {self.data}"]
         lines += [f"  {name:<18} {self.boxes[name]:>6} boxes" for name in self.names]
         for what, places in self.problems.items():
-            shown = [*map(str, places[:NAMED]), *["..."] * (len(places) > NAMED)]
-            lines += [f"{len(places)} {what}: {', '.join(shown)}"] if places else []
+            shown = ", ".join(map(str, places[:NAMED]))
+            lines.append(f"{len(places)} {what}: {shown}{' ...' * (len(places) > NAMED)}")
         return lines
+
+    @contextmanager
+    def leaving_out(self, what, where):
+        """Counts a problem, instead of an error, where something is not as it should be."""
+        try:
+            yield
+        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+            self.problems[what].append(where or error)
 
     def write(self, path, lines):
         path = self.out / path
@@ -150,21 +159,20 @@ class Conversion:
         for images in self.sets.values():
             images[:] = [image for image in images if image in self.objects]
         found = Counter(name for objects in self.objects.values() for name, *_ in objects)
-        self.names = list(names or self.names or sorted(found, key=_natural))
+        self.names = list(names or self.names or sorted(found))
         for name in found.keys() - self.names:
             self.problems["objects of no class"].append(f"{name} ({found[name]})")
         for image, objects in self.objects.items():
             place, rows = self.place(image), {"labels": [], "difficult": []}
             for name, difficult, box in objects:
                 if name in self.names:
-                    hard = difficult and not keep_difficult
                     row = " ".join(map(str, (self.names.index(name), *box)))
-                    rows["difficult" if hard else "labels"].append(row)
-                    self.boxes[name] += not hard
-                    if hard:
-                        self.problems["difficult objects, kept apart"].append(
-                            f"{image.name}: {name}"
-                        )
+                    if difficult and not keep_difficult:
+                        rows["difficult"].append(row)
+                        self.problems["difficult objects, kept apart"].append(image.name)
+                    else:
+                        rows["labels"].append(row)
+                        self.boxes[name] += 1
             for folder in rows if self.kind == "voc" else ["labels"]:
                 self.write(place.parents[1] / folder / f"{place.stem}.txt", rows[folder])
         if not self.boxes.total():
@@ -217,11 +225,6 @@ class Conversion:
         return chosen[0][0], chosen[1][0]
 
 
-def _natural(name):
-    """Sorts numbers by value."""
-    return int(name) if name.isdecimal() else 0, name
-
-
 def _hashed(image):
     """A number in 0..1 that depends on the file name alone."""
     return zlib.crc32(image.name.encode("utf-8", "replace")) / 2**32, image.name
@@ -241,9 +244,18 @@ def link(source, target):
         shutil.copytree(source, target, dirs_exist_ok=True)
 
 
+def image_size(image, width, height):
+    """(width, height) as numbers; of the image itself where they are none."""
+    try:
+        size = round(float(width)), round(float(height))
+    except (TypeError, ValueError, OverflowError):
+        size = 0, 0
+    return size if 0 < min(size) <= max(size) < LARGEST else load_image(image).shape[1::-1]
+
+
 def read_voc(found, tree, wanted=None):
     """XML, in the sets of ImageSets/Main where there are such, else of folders by their names."""
-    lists, near = {}, {}
+    lists = {}
     for file in tree.having("ImageSets/Main/*.txt"):
         folder = file.parents[2]
         year = "" if folder == tree.root else f"{folder.name.removeprefix('VOC')}_"
@@ -252,35 +264,28 @@ def read_voc(found, tree, wanted=None):
         raise ValueError(f"{tree.root}: no set {', '.join(missing)}, there are {', '.join(lists)}")
     # person_train and so on repeat the images for each class
     plain = [name for name in lists if not re.search("[^0-9]_(train|val|trainval|test)$", name)]
-    for name in wanted or plain or lists:
-        near = lists[name].parents[2] / "JPEGImages"
-        for line in filter(None, map(str.strip, read_text(lists[name]).splitlines())):
-            image = tree.find(line, near) or tree.find(re.sub(r"\s+-?\d+$", "", line), near)
-            if image:
-                found.sets[name].append(image)
-            else:
-                found.problems[NO_IMAGE].append(f"{lists[name]}: {line}")
-    if not lists:
-        for file in tree.having("*.xml"):
-            if image := tree.find(file.stem, file):
-                found.sets[tree.set_of(image)].append(image)
-            else:
-                found.problems[NO_IMAGE].append(file)
-    for image in {image: None for images in found.sets.values() for image in images}:
-        try:
-            found.objects[image] = _voc_objects(
-                found, image, tree.find(image.stem, image, [".xml"])
-            )
-        except ValueError as error:
-            found.problems["images without usable annotations"].append(error)
+    written = [
+        (name, line.strip(), lists[name].parents[2] / "JPEGImages")
+        for name in wanted or plain or lists
+        for line in read_text(lists[name]).splitlines()
+        if line.strip()
+    ] or [("", file.stem, file) for file in tree.having("*.xml")]
+    for name, line, near in written:
+        image = tree.find(line, near) or tree.find(re.sub(r"\s+-?\d+$", "", line), near)
+        if not image:
+            found.problems[NO_IMAGE].append(line)
+            continue
+        with found.leaving_out("images without usable annotations", None):
+            if image not in found.objects:
+                xml = tree.find(image.stem, image, [".xml"]) or image.with_suffix(".xml")
+                found.objects[image] = _voc_objects(found, image, xml)
+            found.sets[name or tree.set_of(image)].append(image)
 
 
 def _voc_objects(found, image, path):
     """Class name, difficult, box of each object in an XML."""
-    if not path:
-        raise ValueError(f"{image}: no XML")
-    size, objects = read_annotation(path, found.problems["objects without a name or a box"])
-    size, rows = size or load_image(image).shape[1::-1], []
+    size, objects = read_annotation(path, found.problems)
+    size, rows = image_size(image, *size), []
     for name, difficult, (xmin, ymin, xmax, ymax) in objects:
         if xmin < xmax and ymin < ymax:
             # Darknet's script: one pixel off the centre, because VOC counts from 1
@@ -293,33 +298,29 @@ def _voc_objects(found, image, path):
 
 
 def read_annotation(path, problems=None):
-    """A VOC XML: (width, height) of the image or None, and a list of its objects: class name,
-    difficult, (xmin, ymin, xmax, ymax) in pixels that count from 1.
+    """A VOC XML: width and height of the image as they are written, and a list of its objects:
+    class name, difficult, (xmin, ymin, xmax, ymax) in pixels that count from 1.
 
     Raises ValueError for a file that is no such XML, and for an object without a name or a box,
-    which goes to `problems` if there is such a list."""
+    which goes to `problems` if there is such a dict of lists."""
     try:
         root = ElementTree.parse(path, ElementTree.XMLParser(target=_NoDoctype())).getroot()
     except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:
         raise ValueError(f"{path}: found no usable XML ({error})") from None
-    try:
-        size = tuple(round(float(root.findtext(f"size/{side}"))) for side in SIDES)
-    except (TypeError, ValueError, OverflowError):
-        size = 0, 0
     objects = []
     for number, item in enumerate(root.iter("object"), 1):
         try:
             edges = [float(item.findtext(f"bndbox/{edge}")) for edge in EDGES]
             if not all(abs(edge) < LARGEST for edge in edges):  # nor nan
                 raise ValueError
-            difficult = (item.findtext("difficult") or "").strip().lower() in ("1", "true")
+            difficult = item.findtext("difficult", "").strip().lower() in ("1", "true")
             objects.append((item.findtext("name").strip(), difficult, tuple(edges)))
         except (AttributeError, TypeError, ValueError):
-            problem = f"{path}: object {number}: found no name or box, expected both"
+            problem = f"{path}: object {number}"
             if problems is None:
-                raise ValueError(problem) from None
-            problems.append(problem)
-    return size if 0 < min(size) <= max(size) < LARGEST else None, objects
+                raise ValueError(f"{problem}: found no name or box, expected both") from None
+            problems["objects without a name or a box"].append(problem)
+    return [root.findtext(f"size/{side}") for side in SIDES], objects
 
 
 class _NoDoctype(ElementTree.TreeBuilder):
@@ -352,17 +353,6 @@ def read_json(path):
     return images, annotations, classes
 
 
-def read_jsons(found, files):
-    """Every COCO JSON among the files, those of detection where some are called so."""
-    parsed = []
-    for file in [file for file in files if file.stem.startswith("instances_")] or files:
-        try:
-            parsed.append((file, *read_json(file)))
-        except ValueError as error:
-            found.problems["JSON files of another kind"].append(error)
-    return parsed
-
-
 def _without_outline(entry):
     if entry.get("bbox"):
         entry.pop("segmentation", None)  # most of the file
@@ -376,46 +366,37 @@ def read_coco(found, tree, path, images, annotations, classes):
     found.names += [each for each in classes.values() if each not in found.names]
     known = {}  # by id: image, width, height; None where it is left out
     for count, entry in enumerate(images, 1):
-        key, sides = entry.get("id"), [entry.get(side) for side in SIDES]
+        image, key = tree.find(str(entry.get("file_name")), path.with_name(name)), entry.get("id")
         where = f"{path}: image {count}: {str(entry)[:120]}"
-        if not (image := tree.find(str(entry.get("file_name")), path.with_name(name))):
+        if not image:
             found.problems[NO_IMAGE].append(where)
-        elif not isinstance(key, int | str) or key in known or image in found.objects:
-            found.problems["images without an id and a file of their own"].append(where)
-        else:
-            try:
-                if not all(isinstance(side, int | float) and 0 < side < LARGEST for side in sides):
-                    sides = load_image(image).shape[1::-1]
-                known[key], found.objects[image] = (image, *sides), []
+        with found.leaving_out("images without an id and a file of their own", where):
+            if image in found.objects or key in known:
+                raise ValueError
+            known[key] = image and (image, *image_size(image, *map(entry.get, SIDES)))
+            if image:
+                found.objects[image] = []
                 found.sets[name].append(image)
-            except ValueError as error:
-                found.problems["images that cannot be read"].append(error)
-        if isinstance(key, int | str):
-            known.setdefault(key, None)
     for count, entry in enumerate(annotations, 1):
         where = f"{path}: annotation {count}: {str(entry)[:120]}"
-        try:
+        if entry.get("iscrowd") == 1:
+            found.problems["crowds"].append(where)
+            continue
+        with found.leaving_out("annotations without image, class or box in the image", where):
             if not (image := known[entry["image_id"]]):
-                continue
-            if entry.get("iscrowd") == 1:
-                found.problems["crowds"].append(where)
                 continue
             (image, width, height), class_name = image, classes[entry["category_id"]]
             if entry.get("bbox"):
                 x, y, w, h = map(float, entry["bbox"])
-                box = x + w / 2, y + h / 2, w, h
+                cx, cy = x + w / 2, y + h / 2
             else:
                 points = [each for part in entry["segmentation"] for each in part]
-                box = outline_box(points[::2], points[1::2])
-            cx, cy, w, h = box
-            if not (0 < w < LARGEST and 0 < h < LARGEST):
-                raise ValueError
-            if abs(2 * cx - width) >= width + w or abs(2 * cy - height) >= height + h:
+                cx, cy, w, h = outline_box(points[::2], points[1::2])
+            inside = abs(2 * cx - width) < width + w and abs(2 * cy - height) < height + h
+            if not (inside and 0 < w < LARGEST and 0 < h < LARGEST):
                 raise ValueError
             box = cx / width, cy / height, w / width, h / height
             found.objects[image].append((class_name, False, box))
-        except (LookupError, TypeError, ValueError, OverflowError):
-            found.problems["annotations without image, category or box in the image"].append(where)
 
 
 def read_yaml(path):
@@ -461,19 +442,20 @@ def read_yolo(found, tree, given, source=None):
     if not (given or found.names) and (files := tree.having(*CLASS_LISTS)):
         given = read_names(files[0])
     found.names = given or found.names
+    rows = {}
     for image in {image: None for images in found.sets.values() for image in images}:
-        try:
-            rows = _boxes(image, boxed[image]) if image in boxed else _rows(found, tree, image)
-        except (ValueError, OSError) as error:
-            found.problems["images without usable labels"].append(error)
-            continue
-        names, objects = found.names, []
-        for label, *box in rows:
-            if names and label >= len(names):
-                found.problems["boxes of a class without a name"].append(f"{image}: {label}")
-            else:
-                objects.append((names[label] if names else str(label), False, box))
-        found.objects[image] = objects
+        with found.leaving_out("images without usable labels", None):
+            rows[image] = (
+                [*_boxes(image, boxed[image])] if image in boxed else _rows(found, tree, image)
+            )
+    if not found.names:
+        most = max((label for own in rows.values() for label, *_ in own), default=-1)
+        found.names = [str(label) for label in range(most + 1)]
+    for image, own in rows.items():
+        found.objects[image] = objects = []
+        for label, *box in own:
+            with found.leaving_out("boxes of a class without a name", f"{image}: {label}"):
+                objects.append((found.names[label], False, box))
 
 
 def _rows(found, tree, image):
@@ -500,31 +482,33 @@ def _absolute(path):
     return Path(os.path.abspath(path))
 
 
-def convert(sources, out=None, *, images=None, sets=None, names=None, keep_difficult=False):
+def convert(sources, out=None, *, sets=None, names=None, keep_difficult=False):
     """Converts a data set -> `Conversion`; what cannot be used is left out, counted and named.
 
-    sources: a folder, a .data or .yaml file, a list with boxes, or JSON files.  out: default
-    data/FOLDER.  images: folder at or below which the images of a JSON are.  sets: of VOC,
-    default: all.  names: of the classes, [] for those in use; default: those of the source, of
-    a VOC devkit its 20.  keep_difficult: difficult objects of VOC count as others.
+    sources: a folder; or a .data or .yaml file, a list with boxes, JSON files, and after these the
+    folder at or below which their images are, default: the file's.  out: default data/FOLDER.
+    sets: of VOC, default: all.  names: of the classes, [] for those in use; default: those of the
+    source, of a VOC devkit its 20.  keep_difficult: difficult objects of VOC count as others.
     Raises ValueError if there is nothing to convert, OSError if a file cannot be written."""
     files = [_absolute(source) for source in sources]
     if missing := [file for file in files if not file.exists()]:
         raise ValueError(f"{missing[0]}: no such file or folder")
-    folder = files[0] if files[0].is_dir() else files[0].parent
+    folder = files[-1] if files[-1].is_dir() else files[0].parent
     folder = folder.parent if folder.name == "annotations" else folder
     out = _absolute(out or Path("data", folder.name))
-    tree = Tree(_absolute(images or folder), out)
-    if files[0].is_dir():
-        files = tree.files
+    found, tree, parsed = Conversion(folder, out), Tree(folder, out), []
+    whole = files[0].is_dir()
+    files = tree.files if whole else files
 
     def having(*suffixes):
         return [file for file in files if file.suffix.lower() in suffixes]
 
-    found, jsons = Conversion(folder, out), having(".json")
     yolo = [*having(".data"), *filter(read_yaml, having(*YAML))]
-    yolo += having(".txt") if files is not tree.files else []
-    parsed = [] if yolo else read_jsons(found, jsons)
+    yolo += [] if whole else having(".txt")
+    jsons = [] if yolo else having(".json")
+    for file in [file for file in jsons if file.stem.startswith("instances_")] or jsons:
+        with found.leaving_out("JSON files of another kind", None):
+            parsed.append((file, *read_json(file)))
     if yolo:
         found.what += f" by {yolo[0].name}"
         read_yolo(found, tree, names, yolo[0])
