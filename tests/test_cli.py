@@ -1,13 +1,17 @@
 """The commands as a user calls them: what they write, their exit codes, what goes wrong.
 Source: golden/detections_real; Darknet's keys of the .json."""
+# ruff: noqa: F401, F811 (a fixture of another file)
 
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import warnings
+from pathlib import Path
 from unittest.mock import Mock
 
 import cv2
@@ -15,10 +19,14 @@ import pytest
 from conftest import ROOT, draw
 from real_detections import REAL_MODELS, photograph, unmatched_detections
 from test_evaluation import CFG, make_sure_model
+from test_files import server
 from test_video import write_video
 
-from yolov4 import runs
+import yolov4
+from yolov4 import files
 from yolov4.cfg import read_cfg
+from yolov4.model import Darknet
+from yolov4.networks import build, cfg_text
 from yolov4.recipe import Settings
 from yolov4.weights import save_weights
 
@@ -129,6 +137,7 @@ def test_q_closes_the_window_and_ends_the_call(call, weights, tmp_path, monkeypa
         draw(tmp_path / "in" / f"{number}.png")
     write_video(tmp_path / "v.avi", 4)
     keys = iter([ord("x"), ord("q")])
+    monkeypatch.setenv("DISPLAY", ":0")
     monkeypatch.setattr(cv2, "imshow", lambda *_: None)
     monkeypatch.setattr(cv2, "waitKey", lambda _: next(keys))
     arguments = ("--weights", weights, "--show", "--json", "o.json")
@@ -254,8 +263,8 @@ def test_missing_files_are_listed_with_the_commands_that_make_them(call, monkeyp
         and "yolov4.conv.137 is missing: --download" in err
     )
     brought = []
-    monkeypatch.setattr(runs, "PRETRAINED", {"a.conv.1": Mock(by_hand=str)})
-    monkeypatch.setattr(runs, "download", lambda *each: brought.append(each))
+    monkeypatch.setattr(files, "PRETRAINED", {"a.conv.1": Mock(by_hand=str)})
+    monkeypatch.setattr(files, "download", lambda *each: brought.append(each))
     (tmp_path / "x.data").write_text("train=gone.txt\nnames=x.names\n")
     flags = ("--data", "x.data", "--weights", "a.conv.1", "--download")
     started(call, monkeypatch, *flags)
@@ -303,3 +312,85 @@ def test_labels_writes_a_data_set_that_is_not_voc_by_its_names(call, shared, tmp
     picture.unlink()
     code, _, err = call("labels", "my.json", "deep", "--out", "coco")
     assert code == 1 and "no boxes" in err and "a.jpg" in err and err.count("\n") == 1
+
+
+def test_sources_from_the_standard_input_and_the_web(call, weights, tmp_path, monkeypatch, server):
+    good = draw(tmp_path / "some where/a.png")
+    server.files["b.png"] = good.read_bytes()
+    lines = f"{good}\n{server.address}b.png\n{server.address}gone.png\n"
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    code, out, err = call("detect", "-", "--weights", weights, "--out", "out")
+    assert code == 1 and out.count("cat: 100%") == 2 and "gone.png" in err and err.count("\n") == 1
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"a.jpg", "b.jpg"}
+    assert call("detect", "**/*.png", "--weights", weights)[1].count("cat: 100%") == 1
+
+
+def test_every_call_of_detect_has_a_folder_of_its_own(call, weights, tmp_path):
+    source = draw(tmp_path / "a.png")
+    for _ in range(2):
+        assert call("detect", source, "--weights", weights)[0] == 0
+    assert (tmp_path / "runs/detect/a.jpg").exists() and (tmp_path / "runs/detect-2/a.jpg").exists()
+
+
+@pytest.mark.parametrize("flags", ["--thresh 50", "--nms -1", "--tiles 2", "--tiles 0x2"])
+def test_values_out_of_range_are_usage_errors(call, weights, tmp_path, flags):
+    code, _, err = call("detect", draw(tmp_path / "a.png"), "--weights", weights, *flags.split())
+    assert code == 2 and flags.split()[0] in err
+
+
+def test_classes_crops_and_tiles(call, weights, tmp_path):
+    source = draw(tmp_path / "a.png")
+    arguments = (source, "--weights", weights, "--out")
+    code, out, _ = call("detect", *arguments, "one", "--save-crops", "--classes", "cat", "1")
+    assert code == 0 and "cat: 100%" in out
+    assert cv2.imread("one/crops/cat/a_1.jpg").shape == (30, 40, 3)  # the middle half of 80 x 60
+    code, out, _ = call("detect", *arguments, "two", "--save-crops", "--classes", "dog")
+    assert code == 0 and "nothing" in out and not (tmp_path / "two/crops").exists()
+    code, _, err = call("detect", *arguments, "three", "--classes", "horse")
+    assert code == 1 and "expected one of cat, dog" in err
+    assert call("detect", *arguments, "four", "--tiles", "2x2")[1].count("cat: 100%") == 4
+
+
+def test_without_names_80_classes_are_those_of_coco_and_the_cfg_is_found(call, tmp_path):
+    save_weights(Darknet(build("yolov4-tiny")), tmp_path / "yolov4-tiny.weights", seen=0)
+    source = draw(tmp_path / "a.png")
+    code, out, err = call(
+        "detect", source, "--weights", "yolov4-tiny.weights", "--classes", "tvmonitor"
+    )
+    assert code == 0 and "yolov4-tiny.cfg" in out and "coco.names" in err and err.count("\n") == 1
+    code, _, err = call("detect", source, "--weights", "yolov4-csp.weights")
+    assert code == 1 and "--download" in err
+
+
+@pytest.mark.parametrize("kind", ["folder", "yaml", "onnx"])
+def test_val_takes_any_data_set_and_an_onnx(call, run_folder, tmp_path, kind):
+    (tmp_path / "images/classes.txt").write_text("cat\ndog\n")
+    yaml = f"path: {tmp_path}\ntrain: images\nval: [images]\nnames: [cat, dog]\n"
+    (tmp_path / "set.yaml").write_text(yaml)
+    weights, data = run_folder / "x_best.weights", "set.yaml" if kind == "yaml" else "images"
+    if kind == "onnx":
+        assert call("export", weights, "x.onnx")[0] == 0
+        data, weights = "set.yaml", "x.onnx"
+    code, out, err = call("val", "--data", data, "--weights", weights, "--json", "r.json")
+    assert code == 0 and "YOLO labels" in out, err
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["map"] == 0.5 and result["images"] == (10 if kind != "folder" else 1)
+
+
+def test_training_in_a_thread_with_a_chart_that_cannot_be_written(tmp_path, monkeypatch):
+    """As in a notebook or a web server, with chart.png open in a viewer that locks it."""
+    monkeypatch.chdir(tmp_path)
+    for number in range(4):
+        draw(tmp_path / f"set/{number}.png", grey=50 * number)
+        (tmp_path / f"set/{number}.txt").write_text("0 .5 .5 .5 .5\n")
+    (tmp_path / "set/classes.txt").write_text("cat\n")
+    (tmp_path / "t.cfg").write_text(cfg_text("shapes", "", classes=1, batch=2, max_batches=2))
+    (tmp_path / "runs/mine/chart.png/full").mkdir(parents=True)
+    monkeypatch.setattr("yolov4.runs.new_run_folder", lambda root, name: Path(root, name))
+    folders = []
+    options = {"data": "set", "cfg": "t.cfg", "workers": 0, "name": "mine", "save_every": 1}
+    with pytest.warns(UserWarning, match=r"chart\.png"):
+        thread = threading.Thread(target=lambda: folders.append(yolov4.train(**options)))
+        thread.start()
+        thread.join()
+    assert folders == [Path("runs/mine")] and (folders[0] / "mine_last.weights").exists()

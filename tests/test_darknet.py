@@ -41,7 +41,7 @@ def test_detector_test_prints_darknets_lines(tiny, shared, call, monkeypatch):
     for name in ("dog", "person"):
         as_png(shared / f"images/{name}.jpg", tiny / f"{name}.png")
     monkeypatch.setattr(sys, "stdin", StringIO("dog.png\nperson.png\n"))
-    flags = "-thresh .25 -ext_output -dont_show -out result.json -save_labels".split()
+    flags = ["-thresh", ".25", "-ext_output", "-dont_show", "-out", "result.json", "-save_labels"]
     code, out, err = call("detector", "test", *TINY, *flags)
     assert (code, err) == (0, "")
     time = re.compile(r"in [\d.]+ milli")

@@ -63,6 +63,19 @@ def test_label_path_takes_the_folder_whose_file_exists(tmp_path):
         assert data.label_path(image) == Path(image).with_suffix(".txt")
 
 
+@pytest.mark.parametrize("what", ["folder", "glob", "list", "utf-16", "moved"])
+def test_a_list_may_be_a_folder_or_a_glob(tmp_path, what):
+    wanted = [touch(tmp_path / f"data/a/b/{name}") for name in ("1.JPG", "2 (1).webp", "ц.jfif")]
+    touch(tmp_path / "data/a/b/notes.txt")
+    source = {"folder": tmp_path / "data", "glob": tmp_path / "data/*/b/[!n]*"}.get(what)
+    if not source:
+        source = tmp_path / "data/list.txt"
+        above = {"moved": "C:\\Users\\me\\set\\a\\b\\"}.get(what, "./a/b/")
+        text = "".join(f"{above}{path.name}\n" for path in wanted)
+        source.write_text(text, encoding="utf-16" if what == "utf-16" else "utf-8")
+    assert data.read_image_list(source) == wanted
+
+
 def test_image_list(tmp_path, monkeypatch):
     here, there = tmp_path / "lists", tmp_path / "now"
     for path in (here / "both.jpg", there / "both.jpg", there / "sub/only.jpg"):
@@ -264,3 +277,37 @@ def test_a_share_of_samples_is_blended_with_another_one(paths):
         assert torch.equal(blend.labels[: len(one.labels)], one.labels)
         levels = [40 * int(path[-5]) + 20 for path in blend.files]
         assert min(levels) - 1 <= blend.image.float().median() <= max(levels) + 1
+
+
+def test_rows_of_polygons_are_taken_as_their_boxes(tmp_path):
+    path = tmp_path / "a.txt"
+    path.write_text("1 0.5 0.5 0.2 0.1\n0 .1 .2 .5 .3 .3 .6\n2 .1 .1 .1 .3 .5 .3 .5 .1\n")
+    with pytest.warns(UserWarning, match="polygons"):
+        labels = data.read_labels(path)
+    wanted = [[1, 0.5, 0.5, 0.2, 0.1], [0, 0.3, 0.4, 0.4, 0.4], [2, 0.3, 0.2, 0.4, 0.2]]
+    assert labels == pytest.approx(np.array(wanted), abs=1e-6)
+    path.write_text("0 .5 .5 .2 .1 .9\n")  # a confidence behind the box
+    with pytest.raises(ValueError, match=r"a\.txt:1"):
+        data.read_labels(path)
+
+
+def test_copies_of_images_are_counted_within_and_between_the_lists(paths, tmp_path):
+    copies = [tmp_path / f"{number}.png" for number in range(2)]
+    for copy in copies:
+        copy.write_bytes(paths[3].read_bytes())
+    assert data.duplicates(paths[:2] + paths[:1], paths[2:]) == []  # a list may repeat an image
+    lines = data.duplicates([*paths, copies[0]], [copies[1], paths[0]])
+    assert [line.split(" ")[0] for line in lines] == ["1", "2"]
+    assert f"{paths[3]} = {copies[0]}" in lines[0] and "training and in validation" in lines[1]
+
+
+def test_boxes_in_pixels_are_an_error_and_small_ones_advice(folder, paths):
+    for number in (0, 3, 4):
+        (folder / f"labels/{number}.txt").write_text("0 30 20 10 8\n1 12.5 9 4 3\n")
+    report = data.inspect(paths, "abc", (96, 64))
+    with pytest.raises(ValueError, match="pixels"):
+        report.check()
+    (folder / "labels/0.txt").write_text("0 .5 .5 .02 .04\n" * 9)  # 1.92 x 2.56 of 96 x 64
+    report = data.inspect(paths, "abc", (96, 64))
+    report.check()
+    assert "--width 320 --height 224" in report.lines()[-1]

@@ -207,7 +207,8 @@ def test_what_is_found_has_names_and_is_drawn_into_a_copy(tmp_path):
 
 def test_public_names_are_listed_and_typed():
     stub = ast.parse((ROOT / "yolov4/__init__.pyi").read_text())
-    typed = {alias.asname for node in stub.body[:-1] for alias in node.names}
+    imports = [node for node in stub.body if getattr(node, "module", "").startswith("yolov4")]
+    typed = {alias.asname for node in imports for alias in node.names} | {"train"}
     assert typed == set(yolov4.__all__) <= set(dir(yolov4))
 
 
@@ -264,3 +265,35 @@ def test_logits_in_half_precision_and_compiled(half, tolerance, monkeypatch):
     (found,) = for_inference(model, CPU, not half, dtype)(images.to(dtype))
     assert found.dtype == dtype
     assert (found - wanted).square().mean().sqrt() < tolerance * wanted.std()
+
+
+@pytest.mark.parametrize(
+    ("tiles", "columns", "rows"), [((2, 1), 2, 1), ((3, 2), 3, 2), ("auto", 4, 3)]
+)
+def test_every_tile_is_looked_at_and_its_boxes_are_in_pixels_of_the_image(tiles, columns, rows):
+    detector = Detector(None, make_sure_model(), tiles=tiles)  # 32 x 32, finds the middle half
+    image = np.zeros((90, 120, 3), np.uint8)
+    (found,) = detector([image], nms_thresh=0)
+    assert len(found) == columns * rows
+    across, down = 120 / (columns - 0.2 * (columns - 1)), 90 / (rows - 0.2 * (rows - 1))
+    sizes = found.boxes[:, 2:] - found.boxes[:, :2]
+    assert sizes == pytest.approx(torch.tensor([across, down]).expand(len(found), 2) / 2, abs=1)
+    centres = (found.boxes[:, 2:] + found.boxes[:, :2]) / 2
+    left, right = centres.amin(0), centres.amax(0)
+    assert left == pytest.approx(torch.tensor([across, down]) / 2, abs=1.5)
+    assert right == pytest.approx(torch.tensor([120 - across / 2, 90 - down / 2]), abs=1.5)
+
+
+def test_one_object_on_the_seam_of_tiles_is_one_detection(monkeypatch):
+    detector = Detector(None, make_sure_model(), tiles=(2, 1))
+    monkeypatch.setattr("yolov4.detector.OVERLAP", 0.9)  # the tiles are nearly the same
+    (found,) = detector([np.zeros((90, 120, 3), np.uint8)])
+    assert len(found) == 1
+
+
+def test_one_tile_is_the_whole_image():
+    image = np.random.default_rng(0).integers(0, 255, (90, 120, 3), np.uint8)
+    plain, tiled = (
+        Detector(None, make_sure_model(), tiles=tiles)([image])[0] for tiles in (None, (1, 1))
+    )
+    assert plain.boxes.equal(tiled.boxes) and plain.prediction.equal(tiled.prediction)

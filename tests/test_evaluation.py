@@ -49,6 +49,12 @@ def listed(tmp_path):
     return make
 
 
+def test_boxes_in_pixels_are_an_error(sure_model, listed):
+    images = listed("0 20 25 10 12\n", "0 9 9 4 4\n1 9 9 4 4\n")
+    with pytest.raises(ValueError, match=r"valid\.txt: .*pixels"):
+        evaluate(sure_model, images)
+
+
 def test_list_files_paths_detectors_and_several_results_of_one_pass(sure_model, listed):
     images = listed("0 .5 .5 .5 .5\n", "0 .1 .1 .1 .1\n", "")
     result = evaluate(sure_model, images)

@@ -7,12 +7,13 @@ import shutil
 import threading
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 import pytest
 from conftest import ROOT
 
 from yolov4.cfg import read_cfg
-from yolov4.files import PRETRAINED, Remote, download
+from yolov4.files import PRETRAINED, Remote, download, locate, read_text
 from yolov4.graph import plan_layers
 
 CONTENT = random.Random(0).randbytes(502_000)
@@ -119,9 +120,34 @@ def test_another_file_in_the_place_is_not_overwritten(server, tmp_path):
     assert (tmp_path / "x").read_bytes() == b"mine" and not server.asked
 
 
-def test_known_sizes_are_those_of_the_first_layers():
+def test_known_sizes_are_those_of_the_layers():
     for name, remote in PRETRAINED.items():
-        cfg, _, count = name.split(".")
-        layers = plan_layers(read_cfg(ROOT / f"cfg/{cfg}.cfg"))[: int(count)]
+        cfg, _, count = name.partition(".conv.")
+        cfg = ROOT / f"cfg/{cfg.removesuffix('.weights')}.cfg"
+        layers = plan_layers(read_cfg(cfg))[: int(count) if count else None]
         assert remote.size == 20 + 4 * sum(layer.parameters for layer in layers)
         assert remote.urls[0].endswith(f"/{name}")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be", "latin-1"])
+def test_text_of_every_editor_is_read(tmp_path, encoding):
+    path, text = tmp_path / "a.txt", "Größe é\r\n"
+    mark = b"\xfe\xff" if encoding == "utf-16-be" else b""
+    path.write_bytes(mark + text.encode(encoding))
+    assert read_text(path) == text
+    path.write_bytes(b"\x00\x01\xff")
+    with pytest.raises(ValueError, match="is not text"):
+        read_text(path)
+
+
+def test_a_path_written_in_a_file_is_found_where_the_export_was_unpacked(tmp_path, monkeypatch):
+    (tmp_path / "now").mkdir()
+    monkeypatch.chdir(tmp_path / "now")
+    source = tmp_path / "set/obj.data"
+    assert locate("data/a.txt", source) == Path("data/a.txt")  # nowhere
+    for place in ("set/a.txt", "data/a.txt", "now/data/a.txt", "set/data/a.txt"):
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).touch()
+        assert locate("data/a.txt", source).samefile(tmp_path / place)
+    assert locate("..\\data\\a.txt", source).samefile(tmp_path / "data/a.txt")
+    assert locate("D:\\x\\a.txt", source).samefile(tmp_path / "set/a.txt")

@@ -1,5 +1,5 @@
-"""Data sets of all tools -> labels: against label text of Darknet (golden/voc2012_100), one data set
-in the layout of each tool (as in ../shared/cases), hostile files, and the download of VOC."""
+"""Data sets of all tools -> labels: against label text of Darknet (golden/voc2012_100); one data
+set in the layout of each tool, as in ../shared/cases; hostile files; the download of VOC."""
 # ruff: noqa: F401, F811 (a fixture of another file)
 
 import hashlib
@@ -287,8 +287,9 @@ def write_layout(root, layout):
     match layout:
         case "cvat yolo":
             text(root / "obj.names", "\n".join(NAMES))
-            text(root / "obj.data", "classes = 3\nTrain = data/Train.txt\n"
-                 "Validation = data/Validation.txt\nnames = data/obj.names\nbackup = backup/\n")  # fmt: skip
+            lists = "Train = data/Train.txt\nValidation = data/Validation.txt\n"
+            lines = f"classes = 3\n{lists}names = data/obj.names\nbackup = backup/\n"
+            text(root / "obj.data", lines)
             for one, name in (("train", "Train"), ("valid", "Validation")):
                 lines = [f"data/obj_{one}_data/frame_{n}.PNG\n" for n in range(8) if sets(n) == one]
                 text(root / f"{name}.txt", "".join(lines))
@@ -325,8 +326,8 @@ def write_layout(root, layout):
             coco(root / "result.json", range(8), "/data/local-files/?d=some%20where/{}.jpg")
 
 
-SPLIT = ("voc devkit, voc with suffixes, cvat voc, roboflow voc, cvat yolo, roboflow darknet, yaml, "
-         "yaml; names by number, ultralytics, coco, coco roboflow")  # fmt: skip
+SPLIT = ("voc devkit, voc with suffixes, cvat voc, roboflow voc, cvat yolo, roboflow darknet, "
+         "yaml, yaml; names by number, ultralytics, coco, coco roboflow")  # fmt: skip
 WHOLE = ("cvat voc; one set, labelimg voc, label studio voc, label studio yolo, labelimg yolo, "
          "makesense, coco without sizes, coco with text ids, coco of outlines, "
          "coco of label studio, coco of local files")  # fmt: skip

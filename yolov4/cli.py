@@ -17,7 +17,7 @@ from typing import get_args, get_type_hints
 from tqdm import tqdm
 
 from yolov4.cfg import Net, format_cfg, names_of_classes, parse_cfg, read_cfg, read_names
-from yolov4.files import PRETRAINED, download, own_file, replacing
+from yolov4.files import PRETRAINED, own_file, pretrained, replacing
 from yolov4.networks import PRESETS, cfg_text, project_files
 from yolov4.recipe import CFG, DATA, WEIGHTS, Settings, read_recipe
 
@@ -224,9 +224,8 @@ def find_files(given):
     """The NetworkFiles of --weights, --cfg, --names, --runs; downloads the weights if asked to."""
     from yolov4.weights import network_files
 
-    remote = PRETRAINED.get(Path(given.weights or "").name)
-    if given.download and remote:
-        download(remote, given.weights)
+    if missing := pretrained(given.weights, given.download):
+        raise ValueError(missing)
     return network_files(given.weights, given.cfg, given.names, given.runs)
 
 

@@ -110,6 +110,20 @@ PRETRAINED = {  # no checksums of these are published
 }
 
 
+def pretrained(weights, wanted):
+    """Downloads the file if it is one of PRETRAINED, missing, and wanted; returns what else to do,
+    or nothing."""
+    remote = PRETRAINED.get(Path(weights or "").name)
+    if not remote or Path(weights).exists():
+        return ""
+    several = "WORLD_SIZE" in os.environ  # processes, which must not download one file at once
+    if wanted and not several:
+        download(remote, weights)
+        return ""
+    how = "download it first without torchrun" if several else "--download downloads it"
+    return f"{weights} is missing: {how}, or by hand\n{remote.by_hand(weights)}"
+
+
 def download(remote: Remote, path: str | Path) -> Path:
     """Downloads a file with curl unless it is there; `path`.part keeps what came for the next call.
 

@@ -74,6 +74,7 @@ def write(folder, records, result, names, *, notes=(), run=None):
                 (path.read_bytes(), text)
                 for name, text in RUN_PICTURES.items()
                 for path in sorted(run.glob(name))
+                if path.is_file()
             ],
             "settings": json.loads((run / "settings.json").read_bytes()),
         }

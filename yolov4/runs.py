@@ -13,7 +13,7 @@ import cv2
 
 from yolov4 import plots
 from yolov4.cfg import format_cfg, read_data
-from yolov4.files import CONFIGS, PRETRAINED, download, locate, own_file, read_text, replacing
+from yolov4.files import CONFIGS, locate, own_file, pretrained, read_text, replacing
 from yolov4.labels import convert
 from yolov4.recipe import CFG, DATA, WEIGHTS, Settings
 from yolov4.weights import PREVIOUS, save_checkpoint, save_weights
@@ -58,7 +58,7 @@ def data_options(source, root="runs", say=print):
             )
         number = zlib.crc32(os.fsencode(full))  # folders are often called the same
         found = convert([source], Path(root, "data", f"{full.stem}-{number:08x}"))
-        say("\n".join(found.report()))
+        say("\n".join(line for line in found.report() if line[0] != " "))
         source = found.data
     return read_data(source)
 
@@ -73,16 +73,9 @@ def new_settings(flags, say=print):
     how = MADE_BY.get(Path(source).stem)
     if how and not Path(data["train"]).exists():
         missing.append(f"{data['train']} is missing: {how}")
-    remote = PRETRAINED.get(Path(weights or "").name)
-    if remote and not Path(weights).exists():
-        several = "WORLD_SIZE" in os.environ
-        if "download" in flags and not several:
-            download(remote, weights)
-        else:
-            how = "download it first without torchrun" if several else "--download downloads it"
-            missing.append(f"{weights} is missing: {how}, or by hand\n{remote.by_hand(weights)}")
-    if missing:
-        raise ValueError("\n".join(missing))
+    missing.append(pretrained(weights, flags.get("download")))
+    if any(missing):
+        raise ValueError("\n".join(filter(None, missing)))
     given = {"workers": min(8, os.cpu_count() or 1), **flags}
     given |= {key: data.get(key) for key in ("train", "valid", "names", "difficult")}
     given |= {"data": str(source), "weights": weights}

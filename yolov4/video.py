@@ -3,6 +3,7 @@ Source: Darknet's src/demo.c, for streams; src/network.c, detection_to_json, for
 
 import json
 import math
+import os
 import queue
 import re
 import sys
@@ -30,6 +31,7 @@ from yolov4.plots import draw_detections
 
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 CODECS = "avc1", "vp09", "mp4v"  # H.264 and VP9 play in browsers
+DISPLAYS = {"DISPLAY", "WAYLAND_DISPLAY"}
 PAUSE = 1.0  # seconds before a stream that broke off is opened again
 
 
@@ -274,6 +276,9 @@ class Session:
     def __init__(self, given, detector, output, say=print, complain=print):
         self.given, self.detector, self.output = given, detector, output
         self.say, self.complain, self.show = say, complain, given.show
+        # Qt ends the process where it finds no display
+        if self.show and sys.platform == "linux" and not DISPLAYS & os.environ.keys():
+            self.show = complain("--show: no display here")
         self.failed, self.numbers = 0, count(1)  # numbers: of the images
         names, self.classes = list(detector.names), set()
         for name in given.classes or ():
@@ -362,7 +367,7 @@ class Session:
                         if cv2.waitKey(wait) & 0xFF in (27, ord("q")):
                             raise Closed
                 except cv2.error:
-                    self.show = self.complain("--show: OpenCV finds no display here")
+                    self.show = self.complain("--show: this OpenCV opens no windows")
 
         bar = tqdm(total=total, unit=f" {unit}", leave=False, disable=None)  # on a terminal only
         with ThreadPoolExecutor(workers) as pool, bar:
