@@ -74,3 +74,36 @@ def test_mistakes_are_drawn_where_they_are(tmp_path):
     right = lines(12, plots.TRUTH), lines(10, plots.FOUND)
     wrong = lines(30, plots.TRUTH), lines(60, plots.FOUND)
     assert 0 < right[0] == right[1] < wrong[0] == wrong[1]
+
+
+def drawn_with(name):
+    image = np.full((240, 320, 3), 90, np.uint8)
+    return draw_detections(image, detections((100, 100, 200, 200)), [name])
+
+
+def test_names_in_any_script_are_drawn_and_others_are_numbers():
+    assert (drawn_with("платформа") != drawn_with("class 0")).any()
+    assert (drawn_with("Fußgänger") != drawn_with("Fussganger")).any()
+    nothing_has_it = "\U0003fffd"
+    assert (drawn_with(nothing_has_it) == drawn_with("class 0")).all()
+    assert plots.shown_names(["a", nothing_has_it, "ж"]) == ["a", "class 1", "ж"]
+    with plots.fonts(["a", "ж"]) as _:
+        figure = plots.confusion(np.eye(3, dtype=int), ["a", "ж"])
+    assert "ж" in [tick.get_text() for tick in figure.axes[0].get_xticklabels()]
+
+
+def test_no_text_is_written_over_a_small_object():
+    image = np.full((480, 640, 3), 90, np.uint8)
+    small = [(60 * n + 20, 186, 60 * n + 40, 196) for n in range(9)]  # where the text would be
+    drawn = draw_detections(image, detections((20, 200, 600, 400), *small), ["one long name"] * 10)
+    for left, top, right, bottom in small:
+        assert (drawn[top + 3 : bottom - 2, left + 3 : right - 2] == 90).all()
+
+
+def test_lines_are_wider_in_large_pictures_and_never_below_two_pixels():
+    widths = []
+    for size in ((48, 64), (480, 640), (2160, 3840)):
+        box = size[1] // 4, size[0] // 4, size[1] * 3 // 4, size[0] * 3 // 4
+        drawn = draw_detections(np.zeros((*size, 3), np.uint8), detections(box), ["a"])
+        widths.append(int(drawn[size[0] // 2, : size[1] // 2].any(1).sum()))
+    assert 2 <= widths[0] <= widths[1] < widths[2]

@@ -1,6 +1,7 @@
 """Matches detections with ground truth; mAP as `darknet detector map`, curves, confusion.
 Source: Darknet's src/detector.c, validate_detector_map; the curve is that of the VOC devkit."""
 
+import textwrap
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -113,7 +114,7 @@ class Result:
             for row in self.rows(names)
         ]
         lines[-1] += f"   {self.images} images, {self.detections} detections"
-        return "\n".join([*lines, self.protocol])
+        return "\n".join([*lines, textwrap.fill(self.protocol, 100)])
 
     def to_json(self, names):
         """Everything as plain values, ready for json.dump."""

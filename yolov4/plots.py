@@ -4,18 +4,23 @@ Source: Darknet's draw_detections and chart.png for what they show, not for how.
 import colorsys
 import csv
 import math
+from contextlib import suppress
+from functools import cache
+from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 
 from yolov4 import metrics
 from yolov4.boxes import cxcywh_to_xyxy
 from yolov4.data import load_image
 
-FONT = cv2.FONT_HERSHEY_SIMPLEX
+SMALL = 0.01  # share of an image: objects below it are not covered by text
+MISTAKES = 8  # of an image that are named
 GREY = 114
 POINTS = 10_000  # iterations that a chart shows, apart from those with a mAP
 NAMED = 20  # classes up to which a legend names the curves
@@ -31,14 +36,54 @@ def class_colour(label):
     return tuple(round(each * 255) for each in reversed(rgb))
 
 
-def ascii_names(names):
-    """The names, and `class 3` for one that is not ASCII: the fonts lack many letters."""
-    return [name if name.isascii() else f"class {label}" for label, name in enumerate(names)]
+def font_of(text):
+    """The file of a font that has all letters of a text: matplotlib's own, else one of the system;
+    None where there is none."""
+    letters = {letter for letter in text if not letter.isascii()}
+    return _font_with("".join(sorted(letters)))
+
+
+@cache
+def _font_with(letters):
+    own = Path(find_spec("matplotlib").origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"
+    if not letters:
+        return str(own)
+    from matplotlib import font_manager, ft2font  # takes a while, and most names need it not
+
+    for path in (str(own), *sorted(font_manager.findSystemFonts())):
+        with suppress(OSError, RuntimeError):  # a font of pictures, of another format
+            if set(map(ord, letters)) <= ft2font.FT2Font(path).get_charmap().keys():
+                _font(path, 20)
+                return path
+    return None
+
+
+@cache
+def _font(path, size):
+    return ImageFont.truetype(path, size)
+
+
+def shown_names(names):
+    """The names, and `class 3` for one that no font here can write."""
+    return [name if font_of(name) else f"class {label}" for label, name in enumerate(names)]
+
+
+def fonts(names):
+    """A context in which matplotlib has the fonts for these names."""
+    import matplotlib
+    from matplotlib import font_manager
+
+    families = []
+    for path in dict.fromkeys(font_of(name) for name in ("", *names)):
+        if path:
+            font_manager.fontManager.addfont(path)
+            families.append(font_manager.FontProperties(fname=path).get_name())
+    return matplotlib.rc_context({"font.family": families})
 
 
 def draw_detections(image, detections, names):
     """A copy of image, uint8 (H, W, 3) BGR, with a box and `name score%` for each, best on top."""
-    (boxes, scores, labels), names = detections.numpy(), ascii_names(names)
+    (boxes, scores, labels), names = detections.numpy(), shown_names(names)
     texts = [f"{names[label]} {score:.0%}" for label, score in zip(labels, scores, strict=True)]
     return draw_boxes(image, boxes, map(class_colour, labels), texts)
 
@@ -46,7 +91,7 @@ def draw_detections(image, detections, names):
 def draw_labels(image, labels, names):
     """A copy of image, uint8 (H, W, 3) BGR, with labels (n, 5): class, cx, cy, w, h, relative."""
     boxes = cxcywh_to_xyxy(torch.from_numpy(labels[:, 1:])).numpy() * (image.shape[1::-1] * 2)
-    classes, names = labels[:, 0].astype(int), ascii_names(names)
+    classes, names = labels[:, 0].astype(int), shown_names(names)
     return draw_boxes(image, boxes, map(class_colour, classes), [names[each] for each in classes])
 
 
@@ -57,12 +102,15 @@ def draw_boxes(image, boxes, colours, texts):
     """
     image = np.array(image, order="C")
     height, width = image.shape[:2]
-    thickness = max(1, round(min(height, width) / 600))
+    thickness, bold = max(2, round(min(height, width) / 400)), 2 if "" in texts else 1
     boxes = np.nan_to_num(boxes).clip(0, (width - 1, height - 1) * 2).round().astype(int).tolist()
     drawn = list(zip(boxes, colours, texts, strict=True))
     for box, colour, text in reversed(drawn):
-        cv2.rectangle(image, box[:2], box[2:], colour, thickness * (2 if text else 1))
+        cv2.rectangle(image, box[:2], box[2:], colour, thickness * (bold if text else 1))
     taken = np.zeros((height, width), bool)
+    for (left, top, right, bottom), *_ in drawn:
+        if (right - left) * (bottom - top) < SMALL * height * width:
+            taken[top : bottom + 1, left : right + 1] = True
     for box, colour, text in drawn:
         if text:
             _draw_text(image, box, colour, text, taken)
@@ -70,20 +118,22 @@ def draw_boxes(image, boxes, colours, texts):
 
 
 def _draw_text(image, box, colour, text, taken):
-    """On a plate above the box, or further down where a better box has its plate (taken)."""
+    """On a plate above the box, or where none of the small objects and of the plates before it is
+    (taken): further down, else at the top of the image."""
     height, width = image.shape[:2]
-    scale = min(2.0, max(0.35, min(height, width) / 900))
-    stroke = max(1, round(scale * 1.6))
-    (text_width, text_height), below = cv2.getTextSize(text, FONT, scale, stroke)
-    wide, high = text_width + 4, text_height + below + 2
+    font = _font(font_of(text), round(min(48, max(11, min(height, width) / 32))))
+    wide, high = math.ceil(font.getlength(text)) + 4, sum(font.getmetrics()) + 1
     left, lowest = max(0, min(box[0], width - wide)), max(0, height - high)
-    tops = range(min(max(0, box[1] - high), lowest), lowest + 1, high)
+    first = min(max(0, box[1] - high), lowest)
+    tops = *range(first, lowest + 1, high), *range(first - high, 0, -high), 0
     plates = [np.s_[top : top + high, left : left + wide] for top in tops]
     plate = next((plate for plate in plates if not taken[plate].any()), plates[0])
-    taken[plate], image[plate] = True, colour
-    ink = (0, 0, 0) if np.dot((0.114, 0.587, 0.299), colour) > 128 else (255, 255, 255)
-    place = (left + 2, plate[0].start + text_height + 1)
-    cv2.putText(image, text, place, FONT, scale, ink, stroke, cv2.LINE_AA)
+    letters = Image.new("L", (wide, high))
+    ImageDraw.Draw(letters).text((2, 0), text, 255, font)
+    ink = 0 if np.dot((0.114, 0.587, 0.299), colour) > 128 else 255
+    rows, columns = taken[plate].shape
+    share = np.asarray(letters)[:rows, :columns, None] / 255
+    taken[plate], image[plate] = True, np.array(colour) * (1 - share) + ink * share
 
 
 def contact_sheet(images, side=320):
@@ -109,7 +159,7 @@ def _fitted(image, side):
 def draw_mistakes(record, pairing, names):
     """The record's image, uint8 (H, W, 3) BGR, its longer side SIDE pixels, with ground truth in
     blue and detections in orange; what is missed or false has a thick line and says so."""
-    image, names = _fitted(load_image(record.path), SIDE), ascii_names(names)
+    image, names = _fitted(load_image(record.path), SIDE), shown_names(names)
     size, labels = image.shape[1::-1] * 2, record.labels
     boxes = cxcywh_to_xyxy(labels[:, 1:]).numpy() * size
     found, scores, classes = record.detections.numpy()
@@ -118,6 +168,8 @@ def draw_mistakes(record, pairing, names):
     false = {i: f"false {names[classes[i]]} {scores[i]:.0%}" for i in pairing.false}
     chosen, objects = pairing.detections, range(len(boxes))
     texts = [missed.get(i, "") for i in objects] + [false.get(i, "") for i in chosen]
+    named = [number for number, text in enumerate(texts) if text][MISTAKES:]
+    texts = ["" if number in named else text for number, text in enumerate(texts)]
     colours = [TRUTH] * len(boxes) + [FOUND] * len(chosen)
     return draw_boxes(image, np.concatenate((boxes, found[chosen])), colours, texts)
 
@@ -164,8 +216,9 @@ def training_chart(results, path, name=""):
     top.set(title=title, ylabel="loss")
     middle.set(ylabel="loss terms, smoothed")
     bottom.set(xlabel="iteration", ylabel="learning rate", ylim=(0, None))
+    _plain_ticks(top.yaxis, middle.yaxis)
     for axes in (top, middle, bottom):
-        axes.grid(alpha=0.3, which="both")
+        axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3)
     figure.savefig(path, dpi=110)
 
@@ -174,6 +227,16 @@ def _smoothed(values):
     """Running average of the logarithms, nine parts old and one new, of values of 0.001 or more."""
     logarithms = np.log(np.maximum(values, 1e-3))
     return np.exp(list(accumulate(logarithms, lambda old, new: 0.9 * old + 0.1 * new)))
+
+
+def _plain_ticks(*axes):
+    """Of logarithmic axes: 1, 2, 5, 10 ... as plain numbers."""
+    from matplotlib.ticker import LogLocator
+
+    for axis in axes:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
+        axis.set_major_formatter("{x:g}")
+        axis.set_minor_formatter("")
 
 
 def _figure(width, height):
@@ -186,7 +249,7 @@ def _figure(width, height):
 def _draw_curves(result, names, curves, values, x):
     """curves (C, T) over x (T,) of the classes with ground truth, and their mean; values (C,): for
     the legend.  Returns a figure and its axes."""
-    figure, names = _figure(6.4, 5.6), ascii_names(names)
+    figure, names = _figure(6.4, 5.6), shown_names(names)
     axes, order = figure.subplots(), np.argsort(-values, kind="stable")
     order = order[result.objects[order] > 0]
     for label in order:
@@ -224,7 +287,7 @@ def f1(result, names):
 
 def confusion(matrix, names):
     """A figure of `metrics.confusion`, (C + 1, C + 1): colours are shares of the row."""
-    count, names = len(matrix), ascii_names(names)
+    count, names = len(matrix), shown_names(names)
     side = min(16, 5 + 0.2 * count)
     figure = _figure(side * 1.08, side)
     axes = figure.subplots()
@@ -247,7 +310,7 @@ def data(labels, sizes, anchors, names, title):
     labels (n, 5): class, cx, cy, w, h, relative; sizes (n, 2): width, height in pixels of the
     network input; anchors: pairs of each head, in the same pixels.
     """
-    names, counts = ascii_names(names), np.bincount(labels[:, 0].astype(int), None, len(names))
+    names, counts = shown_names(names), np.bincount(labels[:, 0].astype(int), None, len(names))
     order = np.argsort(counts, kind="stable")[-BARS:]
     figure = _figure(6.4, 12 + 0.15 * len(order))
     figure.suptitle(title)
@@ -265,6 +328,7 @@ def data(labels, sizes, anchors, names, title):
         boxes.plot(*np.transpose(own), "o", markersize=9, label=f"anchors of head {head}")
     boxes.set(xscale="log", yscale="log", aspect="equal", xlabel="width", ylabel="height",
               title="Box sizes in pixels of the network input")  # fmt: skip
+    _plain_ticks(boxes.xaxis, boxes.yaxis)
     boxes.legend()
     *_, image = centres.hist2d(labels[:, 1], labels[:, 2], 16, range=((0, 1), (0, 1)))
     figure.colorbar(image, label="boxes")

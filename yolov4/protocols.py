@@ -2,6 +2,7 @@
 Source: VOCevaldet.m, VOCap.m of the VOC2007 and VOC2012 devkits; faster-coco-eval for COCO."""
 
 import json
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,7 @@ class Figures:
             lines.append(row.format(name, *map(_shown, values)))
         figures = [f"{key} {_shown(value)}" for key, value in self.figures.items()]
         lines += ["  ".join(part) for part in (figures[:6], figures[6:]) if part]
-        return "\n".join([*lines, self.protocol])
+        return "\n".join([*lines, textwrap.fill(self.protocol, 100)])
 
     def to_json(self, names):
         """Everything as plain values, ready for json.dump; None for NaN."""
