@@ -27,6 +27,7 @@ NOT_RUN = {  # how commands begin that do not run here, and why
     "torchrun --nproc-per-node 8": "needs 8 devices",
     "torchrun --nnodes 2": "needs two machines; test_distributed.py runs two processes",
     "python tests/soak.py": "takes an hour",
+    "yolov4 detector train": "test_darknet.py runs it",
     ".ci/versions": "makes two environments of 6 GB",
 }
 SHORT = "--max-batches 2 --batch 4 --subdivisions 1 --workers 0 --ema --learning-rate 1e-5"
@@ -36,6 +37,14 @@ WORDS = {  # what is written otherwise here: a pattern, what takes its place
     r" --download": "",
     r"runs/NAME/(\S+)": r"runs/shapes/\1",
     r"(yolov4 cfg) yolov4\S*": r"\1 shapes",
+    r"yolov4 train (.*) --epochs 100 --ema": r"python train.py \1",
+    r"--cfg yolov4-tiny": "--cfg shapes",
+    r"--weights yolov4-tiny(.conv.29)?\S*": "--weights X.weights",
+    r"cfg/yolov4.cfg yolov4.weights": "cfg/my.cfg X.weights",
+    r"cfg/coco.data": "my.data",
+    r" VIDEO ": " VIDEO.avi ",
+    r"data.yaml": "photos",
+    r"my.conv.15 15": "my.conv.54 54",
     r"--upto \d+": "--upto 54",
     r"--freeze \d+": "--freeze 20",
     r"--cases \d+": "--cases 40",

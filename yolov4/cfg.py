@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args, get_origin
 
-from yolov4.files import CONFIGS, locate, read_text
+from yolov4.files import CONFIGS, locate, own_file, read_text
 
 Activation = Literal[
     "logistic", "linear", "leaky", "mish", "swish", "relu", "relu6", "elu", "selu", "gelu", "tanh",
@@ -278,7 +278,8 @@ def parse_cfg(text: str, name: str = "cfg") -> Network:
 
 
 def read_cfg(path: str | Path) -> Network:
-    """Reads a .cfg file; see `parse_cfg`."""
+    """Reads a .cfg file, or the project's own of that name; see `parse_cfg`."""
+    path = own_file(path, ".cfg")
     return parse_cfg(read_text(path), str(path))
 
 

@@ -134,8 +134,8 @@ TRAIN = (
     f"""files{RUNS}
 --data DATA          Darknet's .data file, a data.yaml, or the folder of an export: VOC XML, COCO
                      JSON, YOLO labels (default: {DATA})
---cfg FILE           the network and its recipe: a file, or a name of the project's cfg folder
-                     (default: {CFG})
+--cfg FILE           the network and its recipe; or one of {", ".join(PRESETS)}, for as many classes
+                     as DATA has (default: {CFG})
 --weights FILE       .weights to start from, whole or partial
                      (default: {WEIGHTS} without --cfg, else none)
 --recipe NAME        a file of flags and keys, or NAME of cfg/NAME.recipe; flags override it
@@ -586,7 +586,7 @@ def cfg(words):
     if name.endswith(".cfg"):
         from yolov4.model import Darknet, summary
 
-        return print(summary(Darknet.from_cfg(own_file(name, ".cfg"))))
+        return print(summary(Darknet.from_cfg(name)))
     if "anchors" in changes:
         yolo = parse_cfg(f"[net]\n[yolo]\nanchors={changes['anchors']}", "--anchors").sections[0]
         changes["anchors"] = yolo.anchors

@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import NamedTuple
 
-from yolov4.cfg import Yolo, raw_sections, section_values
+from yolov4.cfg import Yolo, raw_sections, read_cfg, section_values
 from yolov4.files import own_file, read_text
 from yolov4.graph import find_heads, plan_layers
+from yolov4.networks import PRESETS, build
 
 CFG, DATA, WEIGHTS = "yolov4-voc", "cfg/voc.data", "pretrain/yolov4.conv.137"  # without flags
 
@@ -71,6 +72,11 @@ def read_recipe(name):
         else:
             raise ValueError(f"{path}:{line}: [{kind}], expected [train], [net] or [yolo]")
     return recipe
+
+
+def network_for(cfg, classes):
+    """The network of a .cfg file; by a name of PRESETS, the network for so many classes."""
+    return build(cfg, classes=classes) if cfg in PRESETS else read_cfg(cfg)
 
 
 def with_recipe(network, recipe):

@@ -23,7 +23,8 @@ MADE_BY = {  # how to make the lists of the project's own .data files
     "VOC 2007 and 2012 too",
     "coco": "`yolov4 labels COCO --out data/coco` makes it from a folder with annotations, "
     "train2017, val2017",
-    "shapes": "`python data/shapes/make_shapes.py` draws it and prints the next commands",
+    "shapes": "`python data/shapes/make_shapes.py` draws its images, `yolov4 labels "
+    "data/shapes/VOCshapes --out data/shapes` makes it",
 }
 SHOWN_BATCHES = 3  # first mini-batches that are drawn
 FORMATS = {"iteration": "d", "images_per_second": ".4g", "data_share": ".3f", "map": ".6f"}
@@ -76,10 +77,9 @@ def new_settings(flags, say=print):
     missing.append(pretrained(weights, flags.get("download")))
     if any(missing):
         raise ValueError("\n".join(filter(None, missing)))
-    given = {"workers": min(8, os.cpu_count() or 1), **flags}
+    given = {"workers": min(8, os.cpu_count() or 1), "cfg": CFG, **flags}
     given |= {key: data.get(key) for key in ("train", "valid", "names", "difficult")}
     given |= {"data": str(source), "weights": weights}
-    given["cfg"] = str(own_file(flags.get("cfg", CFG), ".cfg"))
     return Settings(**{key: given[key] for key in get_type_hints(Settings).keys() & given})
 
 

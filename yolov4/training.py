@@ -16,14 +16,14 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from yolov4 import distributed, report
-from yolov4.cfg import names_of_classes, parse_cfg, read_cfg
+from yolov4.cfg import names_of_classes, parse_cfg, read_names
 from yolov4.data import duplicates, inspect, keep_freed_memory, read_image_list, training_batches
 from yolov4.detector import choose_device
 from yolov4.evaluation import collect
 from yolov4.layers import CrossBatchNorm, growth, set_stage
 from yolov4.loss import DarknetLoss, HeadTerms, attack_loss, attack_rate, attacked_images
 from yolov4.model import HALVES, Darknet
-from yolov4.recipe import configured
+from yolov4.recipe import configured, network_for
 from yolov4.runs import RunFolder
 from yolov4.schedule import bias_rate, ema_decay, learning_rate, momentum
 from yolov4.weights import VERSION, last_checkpoint, load_weights
@@ -230,7 +230,8 @@ class Training:
             network = parse_cfg(checkpoint["cfg"], str(folder / "last.pt"))
         else:
             images = len(read_image_list(settings.train))
-            network = configured(read_cfg(settings.cfg), settings, images, self.say)
+            network = network_for(settings.cfg, len(read_names(settings.names)))
+            network = configured(network, settings, images, self.say)
         self.net = net = network.net
         model = Darknet(network, torch.Generator().manual_seed(settings.seed))
         model.to(device, memory_format=torch.channels_last)

@@ -1,5 +1,5 @@
 """Small pictures of circles, squares and triangles with VOC annotations, to try everything in
-minutes.  Then: `python data/voc0712/voc_label.py OUT --names OUT/shapes.names`."""
+minutes.  Then: `python train.py --data OUT --cfg shapes`."""
 
 import argparse
 from pathlib import Path
@@ -120,8 +120,7 @@ def main():
         parser.error(f"{found}, expected 5 of 48 x 48 or more")
     make_shapes(given.out, given.images, given.seed, tuple(given.size))
     print(f"{given.images} pictures in {given.out}")
-    command = f"python data/voc0712/voc_label.py {given.out} --names {given.out / 'shapes.names'}"
-    print(f"next: {command}")
+    print(f"next: python train.py --data {given.out} --cfg shapes")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""VOC annotations -> Darknet's labels and lists; `python -m yolov4 labels --help` says how."""
+"""VOC annotations -> Darknet's labels and lists; the same as `yolov4 labels`."""
 
 import sys
 from pathlib import Path
