@@ -77,8 +77,13 @@ def network_size(text):
     return width, height
 
 
+def tiles(text):
+    return text if text == "auto" else network_size(text)
+
+
 KINDS = {  # of values; others are text
     "INT": int, "FLOAT": float, "COUNT": positive, "SHARE": share, "SIZE": network_size,
+    "TILES": tiles,
 }  # fmt: skip
 POLICIES = "|".join(get_args(get_type_hints(Net)["policy"]))
 
@@ -90,7 +95,7 @@ INFERENCE = f"""{DEVICE}
 --compile            torch.compile: one more minute before the first image
 --[no-]letter-box    keep the aspect ratio (default: the cfg's)
 --batch COUNT        images at a time (default: 8 on a GPU, else 1)
---tiles SIZE=auto?   2x2: look at overlapping parts of each image, for small objects; without a
+--tiles TILES=auto?   2x2: look at overlapping parts of each image, for small objects; without a
                      value parts of the network's size
 """
 RUNS = """

@@ -10,7 +10,11 @@ from yolov4.files import own_file, read_text
 from yolov4.graph import find_heads, plan_layers
 from yolov4.networks import PRESETS, build
 
-CFG, DATA, WEIGHTS = "yolov4-voc", "cfg/voc.data", "pretrain/yolov4.conv.137"  # without flags
+CFG, DATA, WEIGHTS = (
+    "cfg/yolov4-voc.cfg",
+    "cfg/voc.data",
+    "pretrain/yolov4.conv.137",
+)  # without flags
 
 
 @dataclass(frozen=True, kw_only=True)

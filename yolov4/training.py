@@ -314,7 +314,7 @@ class Training:
         bar = tqdm(
             total=self.net.max_batches, initial=progress.iteration, dynamic_ncols=True,
             disable=None if self.files else True,
-            bar_format="{n}/{total}  {desc}  {remaining} left  {bar}",
+            bar_format="{n}/{total}  {desc}  {remaining} left{postfix} {bar}",
         )  # fmt: skip
         try:
             self._loop(batches, bar)
@@ -358,6 +358,7 @@ class Training:
                 seconds = time.perf_counter() - start
                 mean_ap = self._evaluate()
                 bar.set_description_str(self._log(update, seconds, mean_ap), refresh=False)
+                bar.set_postfix_str(f"{self.net.batch / seconds:.1f} img/s", refresh=False)
                 bar.update()
                 due = mean_ap is not None or progress.iteration % settings.save_every == 0
                 if due or progress.iteration == last:
@@ -420,7 +421,7 @@ class Training:
                 f"{progress.iteration * self.net.batch} images, {left:f} hours left"
             )
         mean_ap = f"  mAP {progress.last_map:.2%}" if progress.last_map >= 0 else ""
-        return f"loss {loss:.2f}{mean_ap}  rate {update.rate:.3g}  {speed:.1f} img/s"
+        return f"loss {loss:.2f}{mean_ap}  rate {update.rate:.3g}"
 
     def _evaluate(self):
         """mAP on the validation list where due, else None: at the end and every eval_every
