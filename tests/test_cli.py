@@ -348,9 +348,9 @@ def test_classes_crops_and_tiles(call, weights, tmp_path):
     assert code == 0 and "nothing" in out and not (tmp_path / "two/crops").exists()
     code, _, err = call("detect", *arguments, "three", "--classes", "horse")
     assert code == 1 and "expected one of cat, dog" in err
-    assert call("detect", *arguments, "four", "--tiles", "2x2")[1].count("cat: 100%") == 4
+    assert call("detect", *arguments, "four", "--tiles", "2x2")[1].count("cat: 100%") == 5
     # 32 x 32 is the network's size: 3 x 2 tiles of 80 x 60
-    assert call("detect", *arguments, "five", "--tiles")[1].count("cat: 100%") == 6
+    assert call("detect", *arguments, "five", "--tiles")[1].count("cat: 100%") == 7
 
 
 def test_without_names_80_classes_are_those_of_coco_and_the_cfg_is_found(call, tmp_path):

@@ -95,8 +95,8 @@ INFERENCE = f"""{DEVICE}
 --compile            torch.compile: one more minute before the first image
 --[no-]letter-box    keep the aspect ratio (default: the cfg's)
 --batch COUNT        images at a time (default: 8 on a GPU, else 1)
---tiles TILES=auto?   2x2: look at overlapping parts of each image, for small objects; without a
-                     value parts of the network's size
+--tiles TILES=auto?   2x2: look at so many overlapping parts of each image besides the whole, for
+                     small objects; without a value parts of the network's size
 """
 RUNS = """
 --runs FOLDER=runs   where the runs are

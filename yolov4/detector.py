@@ -166,8 +166,8 @@ class Detector:
     without both, it is the newest run's network.
     names: a list, a .names file, or None for those in the weights or beside them.
     device: see `choose_device`.  letter_box: None for the cfg's.  compiled: see `for_inference`.
-    half: "bf16" or "fp16".  tiles: (columns, rows) of overlapping parts that are looked at one by
-    one, for small objects; "auto" for parts of about the network's size.
+    half: "bf16" or "fp16".  tiles: (columns, rows) of overlapping parts that are looked at besides
+    the whole image, for small objects; "auto" for parts of about the network's size.
     Raises ValueError for what does not fit.
     """
 
@@ -316,15 +316,18 @@ class Detector:
 
 
 def tile_corners(size, network_size, tiles):
-    """Corners x1, y1, x2, y2 in pixels of the tiles of an image; see `Detector`."""
+    """Corners x1, y1, x2, y2 in pixels of the whole image and of its tiles; see `Detector`."""
+    if tiles is None:
+        return [(0, 0, *size)]
     if tiles == "auto":
         tiles = [math.ceil(side / own) for side, own in zip(size, network_size, strict=True)]
     across, down = (
         [(int(start), int(start) + length) for start in np.linspace(0, side - length, number)]
-        for side, number in zip(size, tiles or (1, 1), strict=True)
+        for side, number in zip(size, tiles, strict=True)
         for length in [math.ceil(side / (number - OVERLAP * (number - 1)))]
     )
-    return [(left, top, right, bottom) for top, bottom in down for left, right in across]
+    found = [(left, top, right, bottom) for top, bottom in down for left, right in across]
+    return list(dict.fromkeys([(0, 0, *size), *found]))
 
 
 def _take_one_core():
