@@ -76,13 +76,9 @@ def test_detector_map_prints_darknets_table(tiny, shared, call):
     assert (code, err) == (0, "")
     expected = (GOLDEN / "map.txt").read_text().partition("\nSet -points")[0].splitlines()
     out = out.splitlines()[1:]
-    different = [(a, b) for a, b in zip(expected[1:], out, strict=True) if a != b]
-    # one box of 11,197 more than here, and the AP of its class
-    assert len(different) <= 3, different
-    for darknet, here in different:
-        assert darknet.split(", ap")[0][:20] == here.split(", ap")[0][:20]
+    # Darknet counts the area below its curve in float32
     mean = [float(lines[-1].split()[5].strip(",")) for lines in (expected, out)]
-    assert mean[1] == pytest.approx(mean[0], abs=1e-3)
+    assert mean[1] == pytest.approx(mean[0], abs=1e-6) and out[:-1] == expected[1:-1]
 
 
 @pytest.fixture

@@ -61,12 +61,21 @@ def read_image(source):
 def resize_image(image, size):
     """Bilinear on floats with aligned corners.  uint8 (H, W, 3) BGR, size (w, h) ->
     float32 (3, h, w) RGB in 0..1."""
+
+    def resized(pixels, height):
+        return F.interpolate(pixels, (height, width), mode="bilinear", align_corners=True)
+
     width, height = size
     pixels = torch.from_numpy(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)).permute(2, 0, 1)[None].float()
     if pixels.shape[2:] != (height, width):
         # Darknet's oddity: one pixel wide is the last column, where aligned corners take the first
         pixels = pixels[:, :, -1 if height == 1 else 0 :, -1 if width == 1 else 0 :]
-        pixels = F.interpolate(pixels, (height, width), mode="bilinear", align_corners=True)
+        source, pixels = pixels, resized(pixels, height)
+        # another: where rounding puts the last row below the image's, its second part is missing
+        step = np.float32(len(image) - 1) / np.float32(max(1, height - 1))
+        last = np.float32(height - 1) * step
+        if (row := int(last)) < len(image) - 1 and height > 1:
+            pixels[:, :, -1:] = resized(source[:, :, row : row + 1], 1) * float(1 - (last - row))
     return pixels[0].div_(255)
 
 
