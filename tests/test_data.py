@@ -14,7 +14,7 @@ from yolov4 import data
 NET = {"width": 96, "height": 64, "resize_step": 32, "batch": 8, "subdivisions": 4,
        "max_batches": 1000, "hue": 0.1, "saturation": 1.5, "exposure": 1.5, "blur": 0,
        "gaussian_noise": 0, "flip": 1, "letter_box": 0, "mosaic": 1, "mixup": 0,
-       "mixup_share": 0.0, "mosaic_bound": 0}  # fmt: skip
+       "mixup_share": 0.0, "mosaic_bound": 0, "channels": 3}  # fmt: skip
 
 
 def net_of(**keys):

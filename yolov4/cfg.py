@@ -4,7 +4,9 @@ Source: the parse_* functions of Darknet's src/parser.c, and src/option_list.c."
 import difflib
 import re
 import warnings
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from decimal import Decimal
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args, get_origin
 
@@ -17,6 +19,11 @@ Activation = Literal[
 IouKind = Literal["iou", "giou", "diou", "ciou"]
 Anchors = tuple[tuple[float, float], ...]
 frozen = dataclass(frozen=True, kw_only=True)
+
+
+class Mistyped(UserWarning, ValueError):
+    """A key that is nearly one of Darknet's, and is passed over as Darknet does; an error where a
+    network is to be trained."""
 
 
 @frozen
@@ -190,6 +197,14 @@ class Head(Yolo):
     all_anchors: Anchors  # (N, 2)
     index: int  # of the layer, counted from 0 after [net]
     stride: int  # pixels of the network input per cell
+    size: tuple[int, int] = ()  # (width, height) of the network input,
+    cells: tuple[int, int] = ()  # where it has so many (columns, rows)
+
+    def input_size(self, rows: int, columns: int) -> tuple[int, int]:
+        """(width, height) of the network input with this grid: the cfg's, which the stride may not
+        divide; any other is a multiple of the stride."""
+        own = self.cells == (columns, rows)
+        return self.size if own else (columns * self.stride, rows * self.stride)
 
 
 class Network(NamedTuple):
@@ -216,7 +231,8 @@ WITHOUT_EFFECT = {  # keys of upstream files that change nothing here
         "seq_scales time_steps "  # only recurrent networks
         "optimized_memory workspace_size_limit_mb use_cuda_graph loss_scale "  # Darknet's GPU build
         "attention max_chart_loss "  # Darknet's windows and chart
-        "inputs max_epochs dynamic_minibatch"  # follows from width, height; not read; not here
+        "inputs max_epochs "  # follows from width, height; not read
+        "b1 b2 eps augment_speed sequential_subdivisions "  # with adam, track only
     ),
     "convolutional": "flipped",  # only old classifiers
     "yolo": (
@@ -224,11 +240,29 @@ WITHOUT_EFFECT = {  # keys of upstream files that change nothing here
         "uc_normalizer max show_details beta1"  # [Gaussian_yolo]; no limit here; printing; not read
     ),
 }
-NOT_SUPPORTED = {  # keys that are an error unless 0, each with a hint
+NOT_SUPPORTED = (  # keys that Darknet reads, an error unless 0
+    "adam cutmix train_only_bn track contrastive unsupervised equidistant_point "
+    "badlabels_rejection_percentage weights_reject_freq xnor binary bin_output share_index sway "
+    "rotate stretch stretch_sway assisted_excitation antialiasing stride_x stride_y maxpool_depth "
+    "out_channels maxpool_zero_nonmax reverse dot angle grad_centr coordconv dontload "
+    "dontloadscales onlyforward dont_update burnin_update clip map yolo_point embedding_layer"
+)
+HINTS = {
     "cutmix": ": Darknet has it for classifiers alone, use mosaic=1",
     "train_only_bn": ": use --freeze",
     "dontload": ": a .weights file holds every layer",
-    "dontloadscales": ": a .weights file holds every layer",
+}
+SHORT = {"network": "net", "conv": "convolutional", "max": "maxpool", "avg": "avgpool"}
+PRIVATE = "# yolov4: "  # before a key that no Darknet knows, or that its policy does not use
+NOT_DARKNETS = "final_fraction nesterov burn_in_momentum burn_in_bias_rate mixup_share"
+OF_POLICY = {  # keys that only these policies use
+    "steps": "steps",
+    "scales": "steps",
+    "step": "step sigmoid sig",
+    "scale": "step",
+    "gamma": "exp sigmoid sig",
+    "sgdr_cycle": "sgdr",
+    "sgdr_mult": "sgdr",
 }
 KNOWN_NAMES = {80: "coco.names", 20: "voc.names"}
 DATA_KEYS = "classes", "train", "valid", "names", "backup", "difficult", "test", "results", "eval"
@@ -252,12 +286,21 @@ RANGES = {
 }
 
 
+@contextmanager
+def strict(lenient=False):
+    """Mistyped keys are errors in it, unless lenient."""
+    with warnings.catch_warnings():
+        if not lenient:
+            warnings.simplefilter("error", Mistyped)
+        yield
+
+
 def parse_cfg(text: str, name: str = "cfg") -> Network:
     """Text of a .cfg -> typed sections.  `name` stands in messages.
     Raises ValueError `name:line: ...` for what is not supported, mistyped or not a value."""
     sections = []
     for kind, line, options in raw_sections(text, name):
-        kind = "net" if kind == "network" else kind
+        kind = SHORT.get(kind, kind)
         if kind not in KINDS:
             expected = ", ".join(KINDS)
             raise ValueError(f"{name}:{line}: [{kind[:40]}] is not supported, expected {expected}")
@@ -265,10 +308,17 @@ def parse_cfg(text: str, name: str = "cfg") -> Network:
         for key in {"layers", "from", "anchors"} & _keys(kind).keys() - options.keys():
             raise ValueError(f"{name}:{line}: [{kind}] has no {key}")
         lines = {"": line} | {key: number for key, (_, number) in options.items()}
+        count, anchors = values.get("num", 1), values.get("anchors", ())
+        if kind == "yolo" and len(anchors) != count:  # as in Darknet
+            warnings.warn(f"{name}:{line}: [yolo] has {len(anchors)} anchors, but num={count}")
+            values["anchors"] = (*anchors, *[(0.5, 0.5)] * count)[:count]
         sections.append(KINDS[kind](**values, lines=lines))
     if not sections or not isinstance(net := sections.pop(0), Net):
         raise ValueError(f"{name}: does not start with [net], expected a Darknet .cfg")
     network = Network(net, tuple(sections), name)
+    if net.channels not in (1, 3):
+        where = network.where(net, "channels")
+        raise ValueError(f"{where} channels={net.channels}, expected 3 or, for grey images, 1")
     if net.policy == "steps" and len(net.steps) != len(net.scales):
         raise ValueError(
             f"{network.where(net, 'steps')} steps and scales differ in length: "
@@ -288,15 +338,16 @@ def raw_sections(text, name):
     options: key -> (text of its value, line)."""
     found = []
     for number, raw in enumerate(text.splitlines(), 1):
-        line = re.split("[#;]", raw)[0].strip()
+        line = re.split("[#;]", raw.removeprefix(PRIVATE))[0].strip()
         if line.startswith("["):
             found.append((line.strip("[]").strip().lower(), number, {}))
         elif "=" in line and found:
             key, value = re.split(r"\s*=\s*", line, maxsplit=1)
             found[-1][2].setdefault(key.lower(), (value, number))  # Darknet takes the first of two
+        elif line and not found:
+            raise ValueError(f"{name}:{number}: found {line[:40]!r}, expected [section]")
         elif line:
-            expected = "key=value" if found else "[section]"
-            raise ValueError(f"{name}:{number}: found {line[:40]!r}, expected {expected}")
+            warnings.warn(f"{name}:{number}: {line[:40]!r} is passed over, expected key=value")
     return found
 
 
@@ -309,15 +360,17 @@ def section_values(kind, options, name):
         where = f"{name}:{number}: [{kind}] {key[:40]}={text[:60]}"
         if key in known:
             try:
-                values[known[key].name] = _value(key, text, known[key].type)
+                values[known[key].name] = _value(key, text, known[key].type, where)
             except ValueError as error:
                 raise ValueError(f"{where}, expected {error}") from None
-        elif key not in ignored and (key not in NOT_SUPPORTED or text != "0"):
-            close = difflib.get_close_matches(key, known, 1)
-            hint = NOT_SUPPORTED.get(key) or "".join(f": did you mean {other}?" for other in close)
-            raise ValueError(f"{where} is not supported{hint}")
-        elif key == "dynamic_minibatch" and text != "0":
-            warnings.warn(f"{where} has no effect", stacklevel=2)
+        elif key in ignored or text in ("0", "0.0", ""):
+            continue
+        elif key in NOT_SUPPORTED.split():
+            raise ValueError(f"{where} is not supported{HINTS.get(key, '')}")
+        elif close := difflib.get_close_matches(key, known, 1):
+            warnings.warn(f"{where} is passed over: did you mean {close[0]}?", Mistyped)
+        else:
+            warnings.warn(f"{where} is passed over: nothing reads it")
     return values
 
 
@@ -326,10 +379,14 @@ def _keys(kind):
     return {f.name.rstrip("_"): f for f in fields(KINDS[kind]) if f.name != "lines"}
 
 
-def _value(key, text, hint):
-    """Text of a value -> the type of its field.  Raises ValueError with what was expected."""
+def _value(key, text, hint, where=""):
+    """Text of a value -> the type of its field; a number ends where its digits end, as in Darknet.
+    Raises ValueError with what was expected."""
     if hint is bool or get_origin(hint) is Literal:
         choices = {str(choice): choice for choice in get_args(hint)} or {"0": False, "1": True}
+        if text not in choices and key == "nms_kind":
+            warnings.warn(f"{where} is read as default, expected one of {', '.join(choices)}")
+            text = "default"
         if text not in choices:
             raise ValueError("one of " + ", ".join(choices))
         return choices[text]
@@ -337,12 +394,15 @@ def _value(key, text, hint):
         return parse_anchors(text)
     if get_origin(hint) is tuple:
         parts = text.strip(", ").split(",")
-        return tuple(_value(key, part, get_args(hint)[0]) for part in parts)
+        return tuple(_value(key, part, get_args(hint)[0], where) for part in parts)
     low, high = RANGES.get(key, (-1e12, 1e12))
     try:
         value = hint(text)
     except ValueError:
-        value = float("nan")
+        number = re.match(r"\s*[-+]?\d+" if hint is int else r"\s*[-+]?\d*\.?\d+", text)
+        value = hint(number[0]) if number else float("nan")
+        if number:
+            warnings.warn(f"{where} is read as {value:g}")
     if not low <= value <= high:
         kind = "whole number" if hint is int else "number"
         raise ValueError(f"a {kind} in {low:g}..{high:g}")
@@ -352,9 +412,9 @@ def _value(key, text, hint):
 def parse_anchors(text):
     """`12,16, 19,36` -> ((12, 16), (19, 36)), width and height in pixels of the network input.
     Raises ValueError with what was expected."""
-    numbers = _value("anchors", text, tuple[float, ...])
+    numbers = _value("anchors", text, tuple[float, ...], f"anchors {text[:40]}")
     if len(numbers) % 2:
-        raise ValueError("pairs of width, height")
+        raise ValueError(f"pairs of width, height as anchors, found {text[:40]}")
     return tuple(zip(numbers[::2], numbers[1::2], strict=True))
 
 
@@ -364,16 +424,30 @@ def format_cfg(net: Net, sections: tuple[Section, ...]) -> str:
     def text(value):
         if isinstance(value, tuple):
             return (", " if value and isinstance(value[0], tuple) else ",").join(map(text, value))
-        return f"{value:.9g}" if isinstance(value, float | bool) else str(value)
+        # without exponents, which the maintained Darknet refuses
+        return f"{Decimal(f'{value:.9g}'):f}" if isinstance(value, float | bool) else str(value)
 
     lines = []
     for section in (net, *sections):
         lines.append(f"[{section.kind}]")
+        written = {}
         for key, f in _keys(section.kind).items():
             value = getattr(section, f.name)
             if key in ALWAYS_WRITTEN.split() or value != f.default:
-                lines.append(f"{key}={text(value)}")
-        lines.append("")
+                written[key] = f"{key}={text(value)}"
+        if section is net:
+            private = [
+                key
+                for key in written
+                if key in NOT_DARKNETS.split()
+                or net.policy not in OF_POLICY.get(key, net.policy).split()
+            ]
+            if net.policy in ("onecycle", "sig"):
+                known = {"sig": "sigmoid"}.get(net.policy, "constant")
+                lines += [PRIVATE + written["policy"]]
+                written["policy"] = f"policy={known}"
+            lines += [PRIVATE + written.pop(key) for key in private]
+        lines += [*written.values(), ""]
     return "\n".join(lines)
 
 
@@ -390,7 +464,7 @@ def read_data(path):
         where = f"{path}:{number}: {key[:40]}"
         if not value:
             what = "is empty" if sign else "passed over, expected key = value"
-            warnings.warn(f"{where} {what}", stacklevel=2)
+            warnings.warn(f"{where} {what}")
         elif key not in DATA_KEYS and (close := difflib.get_close_matches(key, DATA_KEYS, 1, 0.75)):
             raise ValueError(f"{where} is not known: did you mean {close[0]}?")
         else:
@@ -410,7 +484,7 @@ def names_of_classes(names, classes, where="names"):
     Raises ValueError with the file, or else `where`, unless there is one per class."""
     if not names and classes in KNOWN_NAMES:
         names = CONFIGS / KNOWN_NAMES[classes]
-        warnings.warn(f"no class names given: taking those of {names}", stacklevel=2)
+        warnings.warn(f"no class names given: taking those of {names}")
     if isinstance(names, str | Path):
         where, names = names, read_names(names)
     else:

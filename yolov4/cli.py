@@ -16,7 +16,7 @@ from typing import get_args, get_type_hints
 
 from tqdm import tqdm
 
-from yolov4.cfg import Net, format_cfg, names_of_classes, parse_cfg, read_cfg, read_names
+from yolov4.cfg import Net, format_cfg, names_of_classes, parse_anchors, read_cfg, read_names
 from yolov4.files import PRETRAINED, own_file, pretrained, replacing
 from yolov4.networks import PRESETS, cfg_text, project_files
 from yolov4.recipe import CFG, DATA, WEIGHTS, Settings, read_recipe
@@ -25,7 +25,7 @@ from yolov4.recipe import CFG, DATA, WEIGHTS, Settings, read_recipe
 
 MACHINE = {"device", "workers", "cache"}  # settings that may change when a run is resumed
 SHOWN = 8  # images of the validation list that detect takes without arguments
-OPENCV_LIMIT = 5e-3  # OpenCV rounds convolutions differently; wrong weights are off by far more
+OPENCV_LIMIT = 5e-5  # OpenCV rounds convolutions differently; wrong weights are off by far more
 
 
 def say(line):
@@ -145,6 +145,7 @@ TRAIN = (
                      (default: {WEIGHTS} without --cfg, else none)
 --recipe NAME        a file of flags and keys, or NAME of cfg/NAME.recipe; flags override it
 --download           download pretrained weights if missing: {", ".join(PRETRAINED)}
+--lenient            pass over mistyped keys of the cfg, as Darknet does
 --clear              start at iteration 0 whatever the weights have seen
 --freeze INT         so many first layers keep their weights
 --name NAME          the run's folder in --runs (default: the recipe's or the cfg's name)
@@ -361,6 +362,7 @@ out OUT?             .weights or .pt (default: beside IN)
 --ema                take the exponential moving average of the weights
 --upto INT           write only so many first layers, as yolov4.conv.137
 --verify IMAGE?      read the result again, compare bytes, run an image in OpenCV too
+--data DATA          with --verify: measure the mAP on its valid list with both too
 """
 
 
@@ -401,38 +403,43 @@ def convert(words):
     write(target.with_suffix(".names"), "".join(f"{name}\n" for name in names))
     layers = f"the first {given.upto} of {layers}" if given.upto else layers
     beside = f"{target.stem}.cfg and {target.stem}.names beside it"
-    print(f"{target}: {layers} layers, {seen:,} images seen; {beside}")
+    print(f"{target}: {layers} layers, {0 if given.upto else seen:,} images seen; {beside}")
     if given.verify is not None:
         print(weights.check_bytes(target.with_suffix(".cfg"), target, model))
         if not given.upto:
-            print(compare_with_opencv(target, net, given.verify, source.parent))
+            compare_with_opencv(target, net, given.verify, source.parent, given.data)
 
 
-def compare_with_opencv(weights, net, image, run):
-    """Compares predictions on an image, else the run's first for validation, else on noise."""
+def compare_with_opencv(weights, net, image, run, data):
+    """Compares predictions on an image, else the run's first for validation, else on noise; and
+    the mAP on a data set, if one is given."""
     import cv2
     import torch
 
-    from yolov4.data import load_image, read_image_list
-    from yolov4.detector import resize_image
-    from yolov4.runs import validation_list
-    from yolov4.weights import opencv_difference
+    from yolov4.data import as_seen, load_image, read_image_list
+    from yolov4.detector import Detector, resize_image
+    from yolov4.evaluation import evaluate
+    from yolov4.export import OpenCvNetwork, opencv_difference
+    from yolov4.runs import data_options, validation_list
 
+    cfg, name = weights.with_suffix(".cfg"), f"OpenCV {cv2.__version__}"
     with suppress(ValueError, OSError):  # the source is of no run, or its list is gone
         image = image or read_image_list(validation_list(run))[0]
     generator = torch.Generator().manual_seed(0)
-    inputs = torch.rand(1, 3, net.height, net.width, generator=generator)
+    inputs = torch.rand(1, net.channels, net.height, net.width, generator=generator)
     if image:
-        inputs = resize_image(load_image(image), (net.width, net.height))[None]
-    difference = opencv_difference(weights.with_suffix(".cfg"), weights, inputs)
-    where, shown = f"OpenCV {cv2.__version__}", image or "noise"
-    if difference is None:
-        return f"{where}: cannot read Darknet's files; --verify runs an image with opencv-python<5"
+        pixels = as_seen(load_image(image), net.channels)
+        inputs = resize_image(pixels, (net.width, net.height))[None, : net.channels]
+    difference, shown = opencv_difference(cfg, weights, inputs), image or "noise"
     if difference > OPENCV_LIMIT:
         found = f"its predictions on {shown} differ by {difference:.3g}"
-        raise ValueError(f"{where}: {found}, expected below {OPENCV_LIMIT}")
-    found = f"the largest difference of its boxes and objectness on {shown} is {difference:.2g}"
-    return f"{where}: {found}"
+        raise ValueError(f"{name}: {found}, expected below {OPENCV_LIMIT}")
+    say(f"{name}: the largest difference of its boxes and scores on {shown} is {difference:.2g}")
+    if data:
+        images = data_options(data).get("valid")
+        for where, network in ("here", weights), (name, OpenCvNetwork(cfg, weights)):
+            result = evaluate(Detector(None, network), images)
+            say(f"{images}: mAP@0.50 {result.map:.2%}, {result.detections} detections, {where}")
 
 
 EXPORT = """
@@ -593,8 +600,7 @@ def cfg(words):
 
         return print(summary(Darknet.from_cfg(name)))
     if "anchors" in changes:
-        yolo = parse_cfg(f"[net]\n[yolo]\nanchors={changes['anchors']}", "--anchors").sections[0]
-        changes["anchors"] = yolo.anchors
+        changes["anchors"] = parse_anchors(changes["anchors"])
     if names:
         changes["classes"] = len(read_names(names))
     text = cfg_text(name, shlex.join(sys.argv[1:]), **changes)

@@ -19,7 +19,7 @@ from yolov4.model import Darknet
 from yolov4.plots import draw_detections
 from yolov4.training import Training
 from yolov4.video import Output, Session, label_text, write_picture
-from yolov4.weights import VERSION, load_weights, save_weights
+from yolov4.weights import load_weights, save_weights
 
 USED = {  # flags that mean something here
     "train": "map clear i dont_show",
@@ -45,7 +45,7 @@ def detector(words):
     if action not in USED or not data or not (cfg or action == "calc_anchors"):
         raise ValueError(f"expected {'|'.join(USED)} DATA CFG [WEIGHTS] [IMAGE or VIDEO] [-flags]")
     if unused := flags.keys() - set(USED[action].split()):
-        warnings.warn(f"passed over: -{', -'.join(sorted(unused))}", stacklevel=1)
+        warnings.warn(f"passed over: -{', -'.join(sorted(unused))}")
     data, flags = runs.data_options(data), Namespace(**dict.fromkeys(USED[action].split()) | flags)
     if action == "calc_anchors":
         return calc_anchors(data, flags)
@@ -182,5 +182,4 @@ def partial(words):
     cfg, weights, out, layers = words
     model = Darknet.from_cfg(cfg)
     load_weights(model, weights)
-    model.weights_version = VERSION
-    save_weights(model, out, 0, int(layers))
+    save_weights(model, out, upto=int(layers))

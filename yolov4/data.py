@@ -105,7 +105,7 @@ def label_rows(path):
             except ValueError:
                 row = []
             if len(row) > 6 and len(row) % 2:  # class, x, y, x, y, ...
-                warnings.warn("label rows with polygons: taken as their boxes", stacklevel=2)
+                warnings.warn("label rows with polygons: taken as their boxes")
                 row = [row[0], *outline_box(row[1::2], row[2::2])]
             if len(row) != 5 or row[0] < 0 or not all(abs(value) <= LARGEST for value in row):
                 found = f'{path}:{number}: found "{line.strip()[:60]}"'
@@ -132,6 +132,13 @@ def load_image(path):
     if image is None:
         raise ValueError(f"{path}: found {content.size} bytes that OpenCV cannot decode")
     return image
+
+
+def as_seen(image, channels):
+    """The image, uint8 (H, W, 3); for a network of one channel with the grey three times."""
+    if channels == 3:
+        return image
+    return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
 
 
 @dataclass
@@ -252,7 +259,7 @@ class TrainingSet(Dataset):
         self.images, self.labels, room = {}, {}, cache * 1e9
         for path in dict.fromkeys(self.paths) if cache else ():
             try:
-                image = load_image(path)
+                image = as_seen(load_image(path), net.channels)
             except (ValueError, OSError):  # reported when it is drawn
                 continue
             room -= image.nbytes
@@ -270,6 +277,7 @@ class TrainingSet(Dataset):
             files += more
         planes = np.empty((3, *image.shape[:2]), np.uint8)
         cv2.split(image, list(planes[::-1]))  # (3, H, W), RGB
+        planes = planes[: self.net.channels]
         return Sample(torch.from_numpy(planes), torch.from_numpy(labels), files, faults)
 
     def _picture(self, rng, size, faults):
@@ -295,7 +303,9 @@ class TrainingSet(Dataset):
         for _ in range(TRIES):
             path = self.paths[rng.integers(len(self.paths))]
             try:
-                image = self.images[path] if path in self.images else load_image(path)
+                image = self.images.get(path)
+                if image is None:
+                    image = as_seen(load_image(path), self.net.channels)
                 if path not in self.labels:  # read once: 15 % more samples/s with --cache
                     self.labels[path] = read_labels(label_path(path))
                 height, width = image.shape[:2]
@@ -354,7 +364,7 @@ def training_batches(
     """Mini-batches of iterations start..end-1 as `collate` makes them, from `workers` processes;
     to be iterated once."""
     if cache and workers and multiprocessing.get_start_method() != "fork":
-        warnings.warn("--cache needs workers that are forked: no images are cached", stacklevel=2)
+        warnings.warn("--cache needs workers that are forked: no images are cached")
         cache = 0.0
     batches = mini_batches(net, head, seed, start, end, rank, world)
     return DataLoader(

@@ -125,7 +125,7 @@ def decode_boxes(values, head, grid, indices=None):
 
 def relative_anchors(anchors, head, grid):
     """anchors (n, 2) in pixels -> relative to the network input of `grid` cells (rows, columns)"""
-    return torch.tensor(anchors) / (torch.tensor(grid[::-1]) * head.stride)
+    return torch.tensor(anchors) / torch.tensor(head.input_size(*grid))
 
 
 def box_outputs(values, head):
@@ -155,7 +155,7 @@ def detections_from_logits(
     A prediction counts where objectness > thresh, with every class whose score > thresh.  As in
     Darknet, nms_kind and beta_nms are those of the last head; nms_thresh 0: no suppression.
     """
-    network_size = (logits[0].shape[3] * heads[0].stride, logits[0].shape[2] * heads[0].stride)
+    network_size = heads[0].input_size(*logits[0].shape[2:])
     found, first = [], 0
     for each, head in zip(logits, heads, strict=True):
         values, grid = by_anchor(each, head), each.shape[2:]

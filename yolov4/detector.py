@@ -21,9 +21,9 @@ from torch.nn import functional as F
 
 from yolov4.boxes import nms, xyxy_to_cxcywh
 from yolov4.cfg import names_of_classes
-from yolov4.data import keep_freed_memory, load_image
+from yolov4.data import as_seen, keep_freed_memory, load_image
 from yolov4.decoding import Detections, detections_from_logits, fitted_size
-from yolov4.export import OnnxNetwork
+from yolov4.export import OnnxNetwork, OtherNetwork
 from yolov4.model import HALVES, Darknet
 from yolov4.plots import draw_detections
 from yolov4.weights import is_onnx, load_network, network_files
@@ -170,9 +170,9 @@ class Detector:
     """A network ready to detect.  Threads may share it.
 
     weights: .weights with its cfg, a .pt checkpoint, an .onnx (which ONNX Runtime runs on the CPU)
-    or a Darknet model, which it takes over.  One of cfg and weights is enough, in the first place
-    too: a missing cfg is found beside the weights as `network_files` does, X.weights beside X.cfg;
-    without both, it is the newest run's network.
+    or a network in memory, which it takes over.  One of cfg and weights is enough, in the first
+    place too: a missing cfg is found beside the weights as `network_files` does, X.weights beside
+    X.cfg; without both, it is the newest run's network.
     names: a list, a .names file, or None for those in the weights or beside them.
     device: see `choose_device`.  letter_box: None for the cfg's.  compiled: see `for_inference`.
     half: "bf16" or "fp16".  tiles: (columns, rows) of overlapping parts that are looked at besides
@@ -196,7 +196,7 @@ class Detector:
             raise ValueError(f"half: found {half}, expected one of {', '.join(HALVES)}")
         if weights is None or str(weights).endswith(".cfg"):  # the only one, or swapped
             cfg, weights = weights, cfg
-        if isinstance(weights, Darknet):
+        if isinstance(weights, Darknet | OtherNetwork):
             model = weights
         else:
             if cfg is None and weights and Path(weights).suffix in ("", ".cfg"):
@@ -270,8 +270,9 @@ class Detector:
         image, size = read_image(source), (self.net.width, self.net.height)
         fit = letterbox_image if self.letter_box else resize_image
         corners = tile_corners(image.shape[1::-1], size, self.tiles)
-        parts = [fit(image[top:bottom, left:right], size) for left, top, right, bottom in corners]
-        return source, image, corners, torch.stack(parts)
+        pixels = as_seen(image, self.net.channels)
+        parts = [fit(pixels[top:bottom, left:right], size) for left, top, right, bottom in corners]
+        return source, image, corners, torch.stack(parts)[:, : self.net.channels]
 
     def _read_ahead(self, sources, at_once, ahead, on_error):
         """Starts on `at_once` more images whenever no more than `ahead` are waiting."""
@@ -301,7 +302,7 @@ class Detector:
         for first in range(0, len(sizes), most):
             part = pixels[first : first + most]
             options = sizes[first : first + most], *thresholds, self.letter_box
-            if isinstance(self.network, OnnxNetwork):
+            if isinstance(self.network, OtherNetwork):
                 found += self.network.detections(part, *options)
             else:
                 found += detections_from_logits(self.network(part), self.heads, *options)

@@ -58,7 +58,7 @@ def collect(
         raise ValueError(f"{images}: {IN_PIXELS}")
     if missing := [file for file in files if not file.exists()]:
         text = f"{len(missing)} of {len(paths)} images have no label file and count as empty"
-        warnings.warn(f"{text}; the first would be {missing[0]}", stacklevel=2)
+        warnings.warn(f"{text}; the first would be {missing[0]}")
     hard = _labelled(difficult, classes)[1] if difficult else [None] * len(paths)
     if len(hard) != len(paths):
         raise ValueError(f"difficult: {len(hard)} images, expected {len(paths)}")

@@ -8,16 +8,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
+import numpy as np
 import torch
 from torch import nn
 
 from yolov4.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from yolov4.cfg import format_cfg, names_of_classes, parse_cfg
 from yolov4.decoding import Candidates, class_scores, decode, detections_from_candidates
-from yolov4.files import replacing
+from yolov4.files import read_text, replacing
 from yolov4.graph import find_heads, plan_layers
 from yolov4.model import Darknet
-from yolov4.weights import largest_difference
+from yolov4.weights import largest_difference, load_network
 
 INSTALL = 'pip install -e ".[onnx]"'
 OPSET = 18  # what torch's exporter writes by itself; a higher one is converted
@@ -55,41 +57,18 @@ class Exported(NamedTuple):
     scores: float
 
 
-class OnnxNetwork:
-    """A file by `export_onnx` in ONNX Runtime on the CPU.
+class OtherNetwork:
+    """A network in another program: images (B, C, h, w) float, of the cfg's size -> boxes (B, N, 4)
+    xyxy relative to the network input, scores (B, N, classes).
 
-    Attributes: net and heads, of the cfg in it; names; suppression, None without NMS in its graph.
-    threads: 0 leaves their number to ONNX Runtime.  Raises ValueError without ONNX Runtime and for
-    any other file.
+    Attributes: net and heads, of its cfg; names; suppression, None without NMS in its graph.
     """
 
-    def __init__(self, path, threads=0):
-        try:
-            import onnxruntime
-        except ImportError:
-            raise ValueError(f"{path}: needs ONNX Runtime: {INSTALL}") from None
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = threads, 3
-        content = Path(path).read_bytes()  # ONNX Runtime has trouble with some paths
-        providers, self.path = ["CPUExecutionProvider"], path
-        try:
-            self.session = onnxruntime.InferenceSession(content, options, providers=providers)
-            written = self.session.get_modelmeta().custom_metadata_map
-        except Exception as error:  # a class of its own for each reason, none of them public
-            reason = str(error).partition("\n")[0][:160] or type(error).__name__
-            raise ValueError(f"{path}: ONNX Runtime cannot read it: {reason}") from None
-        if "cfg" not in written:
-            raise ValueError(f"{path}: has no cfg in its metadata, expected a file by export.py")
-        network = parse_cfg(written["cfg"], f"{path}, its cfg")
-        self.net, self.heads = network.net, find_heads(network, plan_layers(network))
-        self.names, self.suppression = json.loads(written["names"]), None
-        if "nms_thresh" in written:
-            self.suppression = Suppression(*(float(written[key]) for key in Suppression._fields))
+    path, names, suppression = "", None, None
 
-    def __call__(self, images):
-        """images (B, C, h, w) float, of the cfg's size -> the outputs that `export_onnx` names."""
-        outputs = self.session.run(None, {"images": images.contiguous().numpy()})
-        return [torch.from_numpy(output) for output in outputs]
+    def read(self, text, name):
+        network = parse_cfg(text, name)
+        self.net, self.heads = network.net, find_heads(network, plan_layers(network))
 
     def detections(self, images, image_sizes, thresh, nms_thresh, letter_box):
         """As `detections_from_logits`.  Raises ValueError where NMS in the graph has a higher
@@ -113,6 +92,92 @@ class OnnxNetwork:
         return detections_from_candidates(
             Candidates(*found), self.heads[-1], image_sizes, size, nms_thresh, letter_box
         )
+
+
+class OpenCvNetwork(OtherNetwork):
+    """.cfg and .weights in OpenCV's Darknet importer, which OpenCV 5 has no more.
+    Raises ValueError without it, and for what it refuses."""
+
+    def __init__(self, cfg, weights):
+        if not hasattr(cv2.dnn, "readNetFromDarknet"):
+            raise ValueError(
+                f"OpenCV {cv2.__version__} reads no Darknet files: opencv-python<5 does"
+            )
+        text = read_text(cfg)
+        self.read(text, str(cfg))
+        text = text.replace("[yolo]", "[yolo]\nthresh=0")  # or scores below 0.2 become 0
+        files = np.frombuffer(text.encode(), np.uint8), np.fromfile(weights, np.uint8)
+        self.outputs = [f"yolo_{head.index}" for head in self.heads]
+        try:
+            self.opencv = cv2.dnn.readNetFromDarknet(*files)
+            self.opencv.forward  # noqa: B018
+        except cv2.error as error:
+            raise ValueError(
+                f"{cfg}: OpenCV {cv2.__version__} cannot run it: {error.err}"
+            ) from None
+
+    def __call__(self, images):
+        rows = []
+        for image in images.float():
+            self.opencv.setInput(image[None].contiguous().numpy())
+            found = self.opencv.forward(self.outputs)
+            # by row, column and anchor -> by anchor, row and column
+            grids = [
+                torch.from_numpy(each).reshape(*head.cells[::-1], len(head.anchors), -1)
+                for head, each in zip(self.heads, found, strict=True)
+            ]
+            rows.append(torch.cat([grid.permute(2, 0, 1, 3).flatten(0, 2) for grid in grids]))
+        rows = torch.stack(rows)
+        return cxcywh_to_xyxy(rows[..., :4]), rows[..., 5:]
+
+
+@torch.no_grad()
+def opencv_difference(cfg, weights, images):
+    """The largest difference between our boxes and scores and those of OpenCV's Darknet importer,
+    for images (B, C, h, w) of the cfg's size, with its epsilon of batch normalisation, 1e-6.
+    Raises ValueError as `OpenCvNetwork`."""
+    theirs = OpenCvNetwork(cfg, weights)(images)
+    model, _ = load_network(weights, cfg)
+    for module in model.eval().modules():
+        if hasattr(module, "eps"):
+            module.eps = 1e-6
+    pairs = zip(theirs, Decoding(model)(images), strict=True)
+    return max(largest_difference(their.numpy(), our.numpy()) for their, our in pairs)
+
+
+class OnnxNetwork(OtherNetwork):
+    """A file by `export_onnx` in ONNX Runtime on the CPU.
+
+    threads: 0 leaves their number to ONNX Runtime.  Raises ValueError without ONNX Runtime and for
+    any other file.
+    """
+
+    def __init__(self, path, threads=0):
+        try:
+            import onnxruntime
+        except ImportError:
+            raise ValueError(f"{path}: needs ONNX Runtime: {INSTALL}") from None
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.log_severity_level = threads, 3
+        content = Path(path).read_bytes()  # ONNX Runtime has trouble with some paths
+        providers, self.path = ["CPUExecutionProvider"], path
+        try:
+            self.session = onnxruntime.InferenceSession(content, options, providers=providers)
+            written = self.session.get_modelmeta().custom_metadata_map
+        except Exception as error:  # a class of its own for each reason, none of them public
+            reason = str(error).partition("\n")[0][:160] or type(error).__name__
+            raise ValueError(f"{path}: ONNX Runtime cannot read it: {reason}") from None
+        if "cfg" not in written:
+            raise ValueError(f"{path}: has no cfg in its metadata, expected a file by export.py")
+        self.read(written["cfg"], f"{path}, its cfg")
+        self.names = json.loads(written["names"])
+        if "nms_thresh" in written:
+            self.suppression = Suppression(*(float(written[key]) for key in Suppression._fields))
+
+    def __call__(self, images):
+        """images (B, C, h, w) float, of the cfg's size -> the outputs that `export_onnx` names."""
+        outputs = self.session.run(None, {"images": images.contiguous().numpy()})
+        return [torch.from_numpy(output) for output in outputs]
 
 
 class Decoding(nn.Module):

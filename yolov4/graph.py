@@ -1,6 +1,7 @@
 """Sections -> a plan of layers: who reads whom, shapes, parameters, FLOPs; the heads with strides.
 Source: the make_*_layer and parse_yolo functions of Darknet; BFLOPs as it prints them."""
 
+import math
 from typing import NamedTuple
 
 from yolov4.cfg import (
@@ -98,15 +99,13 @@ def find_heads(network, layers):
                 f"{network.where(before, 'activation')} before a [yolo] with new_coords=1, "
                 "expected activation=logistic"
             )
-        width, height = network.net.width, network.net.height
-        stride = width // columns
-        if (width, height) != (stride * columns, stride * rows):
-            raise ValueError(
-                f"{network.where(yolo)} has {columns}x{rows} cells for a network of {width}x"
-                f"{height}, expected a size that the stride divides (a multiple of 32 as a rule)"
-            )
+        size = network.net.width, network.net.height
+        stride = size[0] // columns
+        if size != (stride * columns, stride * rows):
+            stride = 2 ** math.ceil(math.log2(size[0] / columns))
         keys = vars(yolo) | {"mask": mask, "anchors": tuple(yolo.anchors[m] for m in mask)}
-        heads.append(Head(**keys, all_anchors=yolo.anchors, index=layer.index, stride=stride))
+        keys |= {"stride": stride, "size": size, "cells": (columns, rows)}
+        heads.append(Head(**keys, all_anchors=yolo.anchors, index=layer.index))
     return tuple(heads)
 
 

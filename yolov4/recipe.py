@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import NamedTuple
 
-from yolov4.cfg import Yolo, raw_sections, read_cfg, section_values
+from yolov4.cfg import Yolo, raw_sections, read_cfg, section_values, strict
 from yolov4.files import own_file, read_text
 from yolov4.graph import find_heads, plan_layers
 from yolov4.networks import PRESETS, build
@@ -31,6 +31,7 @@ class Settings:
     recipe: str | None = None
     loss: str = "darknet"
     clear: bool = False
+    lenient: bool = False  # mistyped keys of the cfg are passed over
     freeze: int = 0  # first layers that keep their weights and running statistics
     device: str | None = None
     amp: str = "off"
@@ -72,15 +73,18 @@ def read_recipe(name):
         if kind == "train":
             recipe.train.update((key, value) for key, (value, _) in options.items())
         elif kind in ("net", "yolo"):
-            getattr(recipe, kind).update(section_values(kind, options, str(path)))
+            with strict():
+                getattr(recipe, kind).update(section_values(kind, options, str(path)))
         else:
             raise ValueError(f"{path}:{line}: [{kind}], expected [train], [net] or [yolo]")
     return recipe
 
 
-def network_for(cfg, classes):
-    """The network of a .cfg file; by a name of PRESETS, the network for so many classes."""
-    return build(cfg, classes=classes) if cfg in PRESETS else read_cfg(cfg)
+def network_for(cfg, classes, lenient=False):
+    """The network of a .cfg file, in which a mistyped key is an error unless lenient; by a name of
+    PRESETS, the network for so many classes."""
+    with strict(lenient):
+        return build(cfg, classes=classes) if cfg in PRESETS else read_cfg(cfg)
 
 
 def with_recipe(network, recipe):

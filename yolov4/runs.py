@@ -157,7 +157,7 @@ class RunFolder:
             with replacing(self.path / "chart.png") as beside:
                 plots.training_chart(self.path / "results.csv", beside, self.name)
         except OSError as error:  # open in a viewer, under Windows
-            warnings.warn(f"{error.filename}: {error.strerror}", stacklevel=1)
+            warnings.warn(f"{error.filename}: {error.strerror}")
 
     def save_weights(self, kind, model, seen):
         """Writes NAME_KIND.weights."""
@@ -169,7 +169,7 @@ class RunFolder:
         if iteration > SHOWN_BATCHES:
             return
         drawn = []
-        for number, image in enumerate(images[:16]):
+        for number, image in enumerate(images[:16].expand(-1, 3, -1, -1)):
             pixels = image.flip(0).permute(1, 2, 0).numpy()  # (H, W, 3) BGR
             scale = max(1, 480 // pixels.shape[1])  # or names hide the objects of small networks
             pixels = cv2.resize(pixels, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)

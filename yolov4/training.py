@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import chain, islice
 
 import torch
@@ -123,6 +123,11 @@ class Updater:
             self.parallel.require_backward_grad_sync = number == self.mini_batches - 1
             with self.autocast:
                 logits = self.parallel(images)
+            # the stride may not divide a size that `random` draws
+            self.loss.heads = [
+                replace(head, size=images.shape[:1:-1], cells=each.shape[:1:-1])
+                for head, each in zip(self.model.heads, logits, strict=True)
+            ]
             terms = self.loss(logits, targets)
             self.scaler.scale(terms.total / self.mini_batches).backward()
             reports.append(torch.stack([terms.total.detach(), *chain(*terms.heads)]))
@@ -230,7 +235,7 @@ class Training:
             network = parse_cfg(checkpoint["cfg"], str(folder / "last.pt"))
         else:
             images = len(read_image_list(settings.train))
-            network = network_for(settings.cfg, len(read_names(settings.names)))
+            network = network_for(settings.cfg, len(read_names(settings.names)), settings.lenient)
             network = configured(network, settings, images, self.say)
         self.net = net = network.net
         model = Darknet(network, torch.Generator().manual_seed(settings.seed))

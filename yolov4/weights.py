@@ -13,12 +13,10 @@ from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
-import cv2
 import numpy as np
 import torch
 
 from yolov4.cfg import parse_cfg
-from yolov4.decoding import decode
 from yolov4.files import own_file, replacing
 from yolov4.model import Darknet
 
@@ -101,13 +99,16 @@ def save_weights(
     """Writes the model as .weights; what was at `path` stays until the file is whole.
 
     seen: images seen in training; None writes what was loaded, or 0.  upto: only so many first
-    layers, as yolov4.conv.137.  The header's version is that of the file loaded, else Darknet's.
+    layers and seen 0, as Darknet's `partial` writes yolov4.conv.137.  The header's version is else
+    that of the file loaded, or Darknet's.
     Raises ValueError for non-finite values and for a fused model.
     """
     if upto is not None and not 0 < upto <= len(model.plan):
         raise ValueError(f"{path}: found upto={upto}, expected 1..{len(model.plan)} layers")
     version = getattr(model, "weights_version", VERSION)
     seen = getattr(model, "seen", 0) if seen is None else seen
+    if upto:
+        version, seen = VERSION, 0
     with replacing(path) as beside, beside.open("wb") as file:
         file.write(struct.pack("<3i" + _seen_format(version), *version, seen))
         for layer, _, tensor in _tensors(model):
@@ -308,42 +309,13 @@ def check_bytes(cfg, weights, model):
             raise ValueError(f"{weights}: {name} of layer {layer} differs from the source")
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "copy.weights"
-        save_weights(again, copy, upto=loaded.layers)
+        save_weights(again, copy, upto=loaded.layers if loaded.layers < loaded.of else None)
         content = copy.read_bytes()
     if content != Path(weights).read_bytes():
         raise ValueError(f"{weights}: has other bytes when it is written again")
     return (
         f"{weights}: {loaded}, every value as in the source, the same {len(content):,} bytes again"
     )
-
-
-def opencv_difference(cfg, weights, images):
-    """The largest difference between our predictions and those of OpenCV's Darknet importer.
-
-    images: (1, 3, h, w) float RGB 0..1 of the cfg's size.  Compared are objectness and boxes
-    relative to the network input.  None where OpenCV (5) has no importer; raises ValueError where
-    it refuses the file.
-    """
-    if not hasattr(cv2.dnn, "readNetFromDarknet"):
-        return None
-    model = Darknet.from_cfg(cfg).eval()
-    load_weights(model, weights)
-    try:
-        net = cv2.dnn.readNetFromDarknet(str(cfg), str(weights))
-        net.setInput(images.numpy())
-        theirs = net.forward([f"yolo_{head.index}" for head in model.heads])
-    except cv2.error as error:
-        raise ValueError(f"{cfg}: OpenCV {cv2.__version__} cannot run it: {error.err}") from None
-    with torch.no_grad():
-        ours = [decode(*each) for each in zip(model(images), model.heads, strict=True)]
-    # OpenCV goes through the cells row by row, and through the anchors of each
-    expected = [
-        torch.cat((each.boxes[0], each.objectness[0, ..., None]), -1).permute(1, 2, 0, 3)
-        for each in ours
-    ]
-    expected = torch.cat([each.reshape(-1, 5) for each in expected]).numpy()
-    found = [rows.reshape(-1, rows.shape[-1])[:, :5] for rows in theirs]
-    return largest_difference(np.concatenate(found), expected)
 
 
 def largest_difference(found, expected):

@@ -49,7 +49,8 @@ def match(head, targets, grid):
     targets (T, 6); grid (rows, columns).  Returns (5, n): target, image, anchor, row, column.
     """
     size = torch.tensor(grid)[:, None]  # (2, 1)
-    ratio = targets[:, None, 4:] * size[[1, 0], 0] * head.stride / torch.tensor(head.anchors)
+    pixels = targets[:, None, 4:] * torch.tensor(head.input_size(*grid))
+    ratio = pixels / torch.tensor(head.anchors)
     matching = torch.maximum(ratio, 1 / ratio).amax(2) < MAX_RATIO  # (T, A)
     found = centre_cells(matching, targets, grid)
     if head.scale_x_y >= 2:
