@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import tarfile
 from pathlib import Path
 from unittest.mock import Mock
@@ -355,6 +356,25 @@ def test_every_layout_gives_the_same_data_set(tmp_path, layout):
         expected[:, 1:3] -= np.float32((1 / 160, 1 / 128))  # VOC counts from 1
     for path in (*lists[0], *lists[1]):
         assert data.read_labels(data.label_path(path)) == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["voc devkit", "coco", "labelimg yolo"])
+@pytest.mark.parametrize("beside", [labels.hard_link, shutil.copyfile])
+def test_images_and_labels_in_one_folder(tmp_path, layout, beside):
+    """As every Darknet finds them: hank-ai's follows symbolic links, and looks beside the image."""
+    write_layout(tmp_path / "in", layout)
+    before = files_of(tmp_path / "in")
+    found = convert([tmp_path / "in"], tmp_path / "out", beside=beside)
+    for _ in range(2):  # again over what is there
+        convert([tmp_path / "in"], tmp_path / "out", beside=beside)
+    assert files_of(tmp_path / "in") == before
+    options = read_data(found.data)
+    paths = [path for key in ("train", "valid") for path in data.read_image_list(options[key])]
+    assert len(paths) == 8
+    for path in paths:
+        assert not path.is_symlink() and path.resolve() == path
+        assert path.stat().st_nlink == (2 if beside is labels.hard_link else 1)
+        assert len(path.with_suffix(".txt").read_text().splitlines()) == 3
 
 
 def test_the_tenth_for_validation_stays_when_images_are_added(tmp_path):

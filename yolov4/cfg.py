@@ -451,6 +451,13 @@ def format_cfg(net: Net, sections: tuple[Section, ...]) -> str:
     return "\n".join(lines)
 
 
+def check_size(net, name):
+    """Warns of a size that the maintained Darknet refuses."""
+    if net.width % 32 or net.height % 32:
+        size = f"{net.width}x{net.height}"
+        warnings.warn(f"{name}: {size} is no multiple of 32: hank-ai's Darknet refuses it")
+
+
 def read_data(path):
     """Reads a .data file as Darknet does: of two equal keys the first, comments only in lines of
     their own, lines without `=` passed over with a warning.  Paths are resolved by `locate`.

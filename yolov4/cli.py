@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import sys
 import warnings
 from argparse import BooleanOptionalAction
@@ -16,7 +17,15 @@ from typing import get_args, get_type_hints
 
 from tqdm import tqdm
 
-from yolov4.cfg import Net, format_cfg, names_of_classes, parse_anchors, read_cfg, read_names
+from yolov4.cfg import (
+    Net,
+    check_size,
+    format_cfg,
+    names_of_classes,
+    parse_anchors,
+    read_cfg,
+    read_names,
+)
 from yolov4.files import PRETRAINED, own_file, pretrained, replacing
 from yolov4.networks import PRESETS, cfg_text, project_files
 from yolov4.recipe import CFG, DATA, WEIGHTS, Settings, read_recipe
@@ -392,6 +401,7 @@ def convert(words):
     names = names_of_classes(files.names or names, model.heads[-1].classes)
     net, layers, seen = model.net, len(model.plan), model.seen
     text = format_cfg(net, model.sections)
+    check_size(net, target)
     if target.suffix == ".pt":
         state = {"cfg": text, "names": names, "model": model.state_dict(), "ema": None}
         state |= {"seen": seen, "iteration": seen // net.batch, "version": model.weights_version}
@@ -548,6 +558,8 @@ sources SOURCE+      a folder of VOC XML (VOCdevkit, LabelImg, CVAT, Roboflow ..
 --names FILE         class names, or auto for those in use (default: those of the source)
 --out FOLDER         default: data/ and the name of the source
 --keep-difficult     of VOC: difficult objects count as others
+--beside             write images (hard links) and labels into one folder, as every Darknet has them
+--copy               the same with copies
 """
 
 
@@ -555,15 +567,15 @@ def labels(words):
     """Any data set -> Darknet's labels, lists of images, .names and .data, in a new folder."""
     given = new_parser(labels, LABELS).parse_args(words)
 
-    from yolov4.labels import convert, download_voc
+    from yolov4.labels import convert, download_voc, hard_link
 
     if given.download:
         download_voc(given.sources[0])
     names = [] if given.names == "auto" else given.names
     names = read_names(own_file(names, ".names")) if names else names
-    found = convert(
-        given.sources, given.out, sets=given.sets, names=names, keep_difficult=given.keep_difficult
-    )
+    beside = shutil.copyfile if given.copy else hard_link if given.beside else None
+    options = {"sets": given.sets, "keep_difficult": given.keep_difficult, "beside": beside}
+    found = convert(given.sources, given.out, names=names, **options)
     print("\n".join(found.report()))
 
 

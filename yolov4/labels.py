@@ -108,8 +108,9 @@ class Conversion:
     sets: name -> images; objects: image -> (class name, difficult, relative cx, cy, w, h) of each;
     names, boxes: of the classes; problems: what was left out or changed -> where."""
 
-    def __init__(self, root, out):
+    def __init__(self, root, out, beside=None):
         self.root, self.out, self.kind, self.what = root, out, "yolo", "YOLO labels"
+        self.beside = beside
         self.sets, self.objects, self.problems = defaultdict(list), {}, defaultdict(list)
         self.names, self.boxes, self.places, self.data = [], Counter(), {}, None
 
@@ -147,12 +148,26 @@ class Conversion:
             tags = [part for part in inside if part not in ("images", "JPEGImages")]
             home = self.out.joinpath(*tags or [self.root.name])
             kind = "JPEGImages" if folder.name == "JPEGImages" else "images"
+            kind = "" if self.beside else kind
             # labels never go beside the images that are read
             while home / kind == folder or home / kind in self.places.values():
                 home = home.with_name(f"{home.name}_2")
             self.places[folder] = home / kind
-            link(folder, home / kind)
-        return self.places[folder] / image.name
+            if not self.beside:
+                link(folder, home / kind)
+        place = self.places[folder] / image.name
+        if self.beside and not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            self.beside(image.resolve(), place)
+        return place
+
+    def label(self, place, folder):
+        """The label file of an image in `out`."""
+        if not self.beside:
+            folder = place.parents[1] / folder
+        elif folder == "labels":
+            return place.with_suffix(".txt")
+        return place.parent / folder / f"{place.stem}.txt"
 
     def finish(self, names=None, keep_difficult=False):
         """Splits the sets and writes everything.  names: of the classes, else those in use."""
@@ -174,7 +189,7 @@ class Conversion:
                         rows["labels"].append(row)
                         self.boxes[name] += 1
             for folder in rows if self.kind == "voc" else ["labels"]:
-                self.write(place.parents[1] / folder / f"{place.stem}.txt", rows[folder])
+                self.write(self.label(place, folder), rows[folder])
         if not self.boxes.total():
             expected = "expected VOC XML, COCO JSON or YOLO labels, and their images"
             found = [f"{self.root}: {self.what}: no boxes, {expected}"]
@@ -186,7 +201,7 @@ class Conversion:
             places = [self.place(image) for image in images]
             self.write(f"{name}.txt", places)
             if self.kind == "voc":
-                apart = (place.parents[1] / "difficult" / place.name for place in places)
+                apart = (self.label(place, "difficult") for place in places)
                 self.write(f"difficult_{name}.txt", apart)
         lines = [f"classes = {len(self.names)}"]
         lines += [f"train = {self.out / train}.txt", f"valid = {self.out / valid}.txt"]
@@ -228,6 +243,14 @@ class Conversion:
 def _hashed(image):
     """A number in 0..1 that depends on the file name alone."""
     return zlib.crc32(image.name.encode("utf-8", "replace")) / 2**32, image.name
+
+
+def hard_link(source, target):
+    """A second name of a file, which no program sees through; a copy on another disk."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def link(source, target):
@@ -482,13 +505,14 @@ def _absolute(path):
     return Path(os.path.abspath(path))
 
 
-def convert(sources, out=None, *, sets=None, names=None, keep_difficult=False):
+def convert(sources, out=None, *, sets=None, names=None, keep_difficult=False, beside=None):
     """Converts a data set -> `Conversion`; what cannot be used is left out, counted and named.
 
     sources: a folder; or a .data or .yaml file, a list with boxes, JSON files, and after these the
     folder at or below which their images are, default: the file's.  out: default data/FOLDER.
     sets: of VOC, default: all.  names: of the classes, [] for those in use; default: those of the
     source, of a VOC devkit its 20.  keep_difficult: difficult objects of VOC count as others.
+    beside: hard_link or shutil.copyfile, for images and labels in one folder, as Darknet has them.
     Raises ValueError if there is nothing to convert, OSError if a file cannot be written."""
     files = [_absolute(source) for source in sources]
     if missing := [file for file in files if not file.exists()]:
@@ -496,7 +520,7 @@ def convert(sources, out=None, *, sets=None, names=None, keep_difficult=False):
     folder = files[-1] if files[-1].is_dir() else files[0].parent
     folder = folder.parent if folder.name == "annotations" else folder
     out = _absolute(out or Path("data", folder.name))
-    found, tree, parsed = Conversion(folder, out), Tree(folder, out), []
+    found, tree, parsed = Conversion(folder, out, beside), Tree(folder, out), []
     whole = files[0].is_dir()
     files = tree.files if whole else files
 

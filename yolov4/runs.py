@@ -12,7 +12,7 @@ from typing import get_type_hints
 import cv2
 
 from yolov4 import plots
-from yolov4.cfg import format_cfg, read_data
+from yolov4.cfg import check_size, format_cfg, read_data
 from yolov4.files import CONFIGS, locate, own_file, pretrained, read_text, replacing
 from yolov4.labels import convert
 from yolov4.recipe import CFG, DATA, WEIGHTS, Settings
@@ -114,6 +114,7 @@ class RunFolder:
                 raise ValueError("--tensorboard needs a package: pip install tensorboard") from None
             self.board = SummaryWriter(str(path / "tensorboard"), purge_step=iteration + 1)
         self.cfg = format_cfg(network.net, network.sections)
+        check_size(network.net, path)
         self._write(f"{self.name}.cfg", self.cfg)
         self._write(f"{self.name}.names", "".join(f"{name}\n" for name in names))
         self._write("settings.json", json.dumps(settings, indent=1) + "\n")
