@@ -23,6 +23,7 @@ NOT_RUN = {  # how commands begin that do not run here, and why
     ". .venv": ".ci/run makes the environment",
     "pip install": ".ci/run installs",
     "python -m pytest": ".ci/run runs all tests",
+    "DARKNET=": "needs both Darknets",
     "darknet ": "is Darknet itself",
     "torchrun --nproc-per-node 8": "needs 8 devices",
     "torchrun --nnodes 2": "needs two machines; test_distributed.py runs two processes",

@@ -5,6 +5,7 @@ Source: golden/detections_real; Darknet's keys of the .json."""
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -396,3 +397,48 @@ def test_training_in_a_thread_with_a_chart_that_cannot_be_written(tmp_path, monk
         thread.start()
         thread.join()
     assert folders == [Path("runs/mine")] and (folders[0] / "mine_last.weights").exists()
+
+
+def test_training_stops_at_a_mistyped_key_unless_lenient(call, run_folder, tmp_path):
+    text = cfg_text("shapes", "", classes=2, batch=2, max_batches=1).replace("mosaic", "mosiac")
+    (tmp_path / "t.cfg").write_text(text)
+    (tmp_path / "x.data").write_text("train=valid.txt\nnames=runs/x/x.names\n")
+    flags = ("--data", "x.data", "--cfg", "t.cfg", "--workers", 0)
+    code, _, err = call("train", *flags)
+    assert code == 1 and "[net] mosiac=1" in err and "did you mean mosaic" in err
+    code, _, err = call("train", *flags, "--lenient")
+    assert code == 0 and "did you mean mosaic" in err
+    code, out, err = call("cfg", "t.cfg")
+    assert code == 0 and "did you mean mosaic" in err and "71 layers" in out
+
+
+def test_a_run_on_a_grey_network_of_an_odd_size(call, run_folder, tmp_path):
+    """Trained, measured, converted, exported; its cfg is read by every Darknet but for its size."""
+    text = cfg_text("shapes", "", classes=2, batch=2, max_batches=2)
+    text = text.replace("channels=3", "channels=1").replace("height=128", "height=74")
+    (tmp_path / "t.cfg").write_text(text.replace("width=160", "width=106"))
+    (tmp_path / "x.data").write_text("train=valid.txt\nvalid=valid.txt\nnames=runs/x/x.names\n")
+    flags = ("--data", "x.data", "--cfg", "t.cfg", "--workers", 0, "--policy", "onecycle")
+    code, _, err = call("train", *flags)
+    assert code == 0 and "106x74 is no multiple of 32" in err
+    written = (tmp_path / "runs/t/t.cfg").read_text()
+    assert "# yolov4: policy=onecycle\n" in written and "\npolicy=constant\n" in written
+    assert read_cfg(tmp_path / "runs/t/t.cfg").net.policy == "onecycle"
+    last = tmp_path / "runs/t/t_last.weights"
+    code, out, err = call("convert", last, "t.pt")
+    assert code == 0, err
+    code, out, err = call("convert", "t.pt", "t.weights", "--verify", "--data", "x.data")
+    assert code == 0 and out.count("mAP@0.50") == 2, err
+    assert (tmp_path / "t.weights").read_bytes() == last.read_bytes()
+    assert float(re.search(r"scores on \S+ is (\S+)", out)[1]) < 1e-5
+    assert call("export", last, "t.onnx")[0] == 0
+    tables = [call("val", "--data", "x.data", "--weights", each)[1] for each in (last, "t.onnx")]
+    assert tables[0].partition("class")[2] == tables[1].partition("class")[2]
+
+
+def test_upto_is_darknets_partial(call, run_folder, tmp_path):
+    files = run_folder / "x.cfg", run_folder / "x_best.weights"
+    assert call("convert", files[1], "a.conv.1", "--upto", 1)[0] == 0
+    assert call("partial", *files, "b.conv.1", 1)[0] == 0
+    content = (tmp_path / "a.conv.1").read_bytes()
+    assert content == (tmp_path / "b.conv.1").read_bytes() and content[12:20] == bytes(8)

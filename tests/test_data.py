@@ -311,3 +311,16 @@ def test_boxes_in_pixels_are_an_error_and_small_ones_advice(folder, paths):
     report = data.inspect(paths, "abc", (96, 64))
     report.check()
     assert "--width 320 --height 224" in report.lines()[-1]
+
+
+def test_a_network_of_one_channel_sees_grey(paths):
+    colours = np.random.default_rng(0).integers(0, 255, (64, 96, 3), np.uint8)
+    cv2.imwrite(str(paths[0]), colours)
+    plain = {"hue": 0.0, "saturation": 1.0, "exposure": 1.0, "mosaic": 0, "flip": 0, "channels": 1}
+    head = head_of(jitter=0.0, resize=1.0)
+    for cache in (0.0, 1.0):
+        sample = data.TrainingSet(paths[:1], net_of(**plain), head, 0, cache)[0, (96, 64)]
+        grey = cv2.cvtColor(colours, cv2.COLOR_BGR2GRAY)
+        assert sample.image.shape == (1, 64, 96) and (sample.image[0].numpy() == grey).all()
+    coloured = data.TrainingSet(paths, net_of(channels=1), head_of(), 0)[3, (96, 64)]
+    assert coloured.image.shape == (1, 64, 96)  # mosaic, hue and all
