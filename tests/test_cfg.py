@@ -24,6 +24,7 @@ ERRORS = {  # what is written instead, and where the error is said to be
     "unsupported section": ("[route]", "[crnn]", "11: [crnn]"),
     "mistyped key": ("stride=2", "strid=2", "8: [convolutional] strid=2 "),
     "cutmix": ("channels=3", "cutmix=1", "4: [net] cutmix=1 "),
+    "adam": ("channels=3", "adam=1", "4: [net] adam=1 "),
     "no number": ("size=3", "size=three", "7: [convolutional] size=three"),
     "out of range": ("channels=3", "momentum=7", "4: [net] momentum=7"),
     "no switch": ("pad=1", "pad=yes", "9: [convolutional] pad=yes"),
@@ -176,6 +177,7 @@ def test_names_are_read_one_per_line_and_are_as_many_as_the_classes(tmp_path):
 PASSED_OVER = {  # what is written instead, where a line says so, and what is read
     "unknown key": ("stride=2", "show_receptive_field=1", "8: ", ("stride", 1)),
     "mistyped key": ("stride=2", "strid=2", "8: [convolutional] strid=2 ", ("stride", 1)),
+    "not supported in training": ("stride=2", "dont_update=1", "8: ", ("stride", 1)),
     "key at its off value": ("stride=2", "xnor=0", "", ("stride", 1)),
     "no value": ("pad=1", "pad", "9: 'pad'", ("pad", False)),
     "text behind a number": ("filters=16", "filters=16d", "6: [convolutional] filters=16d",

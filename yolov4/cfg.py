@@ -21,9 +21,9 @@ Anchors = tuple[tuple[float, float], ...]
 frozen = dataclass(frozen=True, kw_only=True)
 
 
-class Mistyped(UserWarning, ValueError):
-    """A key that is nearly one of Darknet's, and is passed over as Darknet does; an error where a
-    network is to be trained."""
+class Ignored(UserWarning, ValueError):
+    """A key that is passed over, but would change a training, or is nearly one that would: an error
+    where a network is to be trained."""
 
 
 @frozen
@@ -241,16 +241,17 @@ WITHOUT_EFFECT = {  # keys of upstream files that change nothing here
     ),
 }
 NOT_SUPPORTED = (  # keys that Darknet reads, an error unless 0
-    "adam cutmix train_only_bn track contrastive unsupervised equidistant_point "
-    "badlabels_rejection_percentage weights_reject_freq xnor binary bin_output share_index sway "
-    "rotate stretch stretch_sway assisted_excitation antialiasing stride_x stride_y maxpool_depth "
-    "out_channels maxpool_zero_nonmax reverse dot angle grad_centr coordconv dontload "
-    "dontloadscales onlyforward dont_update burnin_update clip map yolo_point embedding_layer"
+    "xnor binary bin_output share_index sway rotate stretch stretch_sway assisted_excitation "
+    "antialiasing stride_x stride_y maxpool_depth out_channels maxpool_zero_nonmax reverse dot "
+    "angle coordconv dontload dontloadscales map yolo_point embedding_layer"
+)
+NOT_TRAINED = (  # keys that Darknet reads in training only
+    "adam cutmix train_only_bn track contrastive unsupervised equidistant_point grad_centr clip "
+    "badlabels_rejection_percentage weights_reject_freq onlyforward dont_update burnin_update"
 )
 HINTS = {
     "cutmix": ": Darknet has it for classifiers alone, use mosaic=1",
     "train_only_bn": ": use --freeze",
-    "dontload": ": a .weights file holds every layer",
 }
 SHORT = {"network": "net", "conv": "convolutional", "max": "maxpool", "avg": "avgpool"}
 PRIVATE = "# yolov4: "  # before a key that no Darknet knows, or that its policy does not use
@@ -288,10 +289,10 @@ RANGES = {
 
 @contextmanager
 def strict(lenient=False):
-    """Mistyped keys are errors in it, unless lenient."""
+    """Keys that would change a training are errors in it, unless lenient."""
     with warnings.catch_warnings():
         if not lenient:
-            warnings.simplefilter("error", Mistyped)
+            warnings.simplefilter("error", Ignored)
         yield
 
 
@@ -366,9 +367,12 @@ def section_values(kind, options, name):
         elif key in ignored or text in ("0", "0.0", ""):
             continue
         elif key in NOT_SUPPORTED.split():
-            raise ValueError(f"{where} is not supported{HINTS.get(key, '')}")
+            raise ValueError(f"{where} is not supported")
+        elif key in NOT_TRAINED.split():
+            hint = HINTS.get(key, "")
+            warnings.warn(f"{where} is passed over: not supported in training{hint}", Ignored)
         elif close := difflib.get_close_matches(key, known, 1):
-            warnings.warn(f"{where} is passed over: did you mean {close[0]}?", Mistyped)
+            warnings.warn(f"{where} is passed over: did you mean {close[0]}?", Ignored)
         else:
             warnings.warn(f"{where} is passed over: nothing reads it")
     return values

@@ -154,7 +154,7 @@ TRAIN = (
                      (default: {WEIGHTS} without --cfg, else none)
 --recipe NAME        a file of flags and keys, or NAME of cfg/NAME.recipe; flags override it
 --download           download pretrained weights if missing: {", ".join(PRETRAINED)}
---lenient            pass over mistyped keys of the cfg, as Darknet does
+--lenient            pass over mistyped keys of the cfg, as Darknet does, and those not supported
 --clear              start at iteration 0 whatever the weights have seen
 --freeze INT         so many first layers keep their weights
 --name NAME          the run's folder in --runs (default: the recipe's or the cfg's name)
@@ -440,6 +440,8 @@ def compare_with_opencv(weights, net, image, run, data):
     if image:
         pixels = as_seen(load_image(image), net.channels)
         inputs = resize_image(pixels, (net.width, net.height))[None, : net.channels]
+    if not hasattr(cv2.dnn, "readNetFromDarknet"):
+        return say(f"{name}: reads no Darknet files; --verify runs an image with opencv-python<5")
     difference, shown = opencv_difference(cfg, weights, inputs), image or "noise"
     if difference > OPENCV_LIMIT:
         found = f"its predictions on {shown} differ by {difference:.3g}"

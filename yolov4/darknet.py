@@ -58,7 +58,7 @@ def detector(words):
 def train(source, data, cfg, weights, flags):
     """Trains into the folder `backup` of the .data file; mAP with -map, else only at the end."""
     given = {"data": source, "cfg": cfg, "weights": weights, "device": flags.i}
-    given |= {"eval_every": None if flags.map else 0, "clear": bool(flags.clear)}
+    given |= {"eval_every": None if flags.map else 0, "clear": bool(flags.clear), "lenient": True}
     settings = runs.new_settings(given)
     folder = runs.new_run_folder(data.get("backup", "backup"), Path(cfg).stem)
     run = Training(settings, folder, log=True)

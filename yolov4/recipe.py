@@ -31,7 +31,7 @@ class Settings:
     recipe: str | None = None
     loss: str = "darknet"
     clear: bool = False
-    lenient: bool = False  # mistyped keys of the cfg are passed over
+    lenient: bool = False  # keys of the cfg that would change the training are passed over
     freeze: int = 0  # first layers that keep their weights and running statistics
     device: str | None = None
     amp: str = "off"
@@ -81,8 +81,8 @@ def read_recipe(name):
 
 
 def network_for(cfg, classes, lenient=False):
-    """The network of a .cfg file, in which a mistyped key is an error unless lenient; by a name of
-    PRESETS, the network for so many classes."""
+    """The network of a .cfg file, `strict` unless lenient; by a name of PRESETS, the network for so
+    many classes."""
     with strict(lenient):
         return build(cfg, classes=classes) if cfg in PRESETS else read_cfg(cfg)
 
