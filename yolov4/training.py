@@ -241,15 +241,7 @@ class Training:
         model = Darknet(network, torch.Generator().manual_seed(settings.seed))
         model.to(device, memory_format=torch.channels_last)
         self.names = names_of_classes(settings.names, model.heads[-1].classes)
-        reports = []
-        for path in filter(None, (settings.train, settings.valid)):
-            found = inspect(read_image_list(path), self.names, (net.width, net.height), path)
-            self.say("\n".join(found.lines()))
-            found.check()
-            reports.append(found)
-        self.paths = reports[0].usable
-        for line in duplicates(*(found.usable for found in reports)):
-            self.say(line)
+        self.paths = self._inspect()
         if settings.sync_bn:
             crossed = any(isinstance(module, CrossBatchNorm) for module in model.modules())
             if crossed or device.type != "cuda":
@@ -286,6 +278,19 @@ class Training:
         if not rank:
             self.files = RunFolder(folder, network, self.names, asdict(settings), iteration)
             report.write_data(folder / "data.png", self.paths, self.names, network)
+
+    def _inspect(self):
+        """Reports on the data, which has to be fit for it; returns the images for training."""
+        settings, usable = self.settings, []
+        for path in filter(None, (settings.train, settings.valid)):
+            size = self.net.width, self.net.height
+            found = inspect(read_image_list(path), self.names, size, path)
+            self.say("\n".join(found.lines()))
+            found.check()
+            usable.append(found.usable)
+        for line in duplicates(*usable):
+            self.say(line)
+        return usable[0]
 
     def _load_weights(self):
         """Fresh weights, or those of a whole or partial file.  Returns the first iteration - 1."""
