@@ -485,8 +485,9 @@ def read_data(path):
 
 
 def read_names(path):
-    """Class names, one per line."""
-    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+    """Class names, one per line, of a file or of the project's own of that name."""
+    lines = read_text(own_file(path, ".names")).splitlines()
+    return [line.strip() for line in lines if line.strip()]
 
 
 def names_of_classes(names, classes, where="names"):

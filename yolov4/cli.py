@@ -574,7 +574,7 @@ def labels(words):
     if given.download:
         download_voc(given.sources[0])
     names = [] if given.names == "auto" else given.names
-    names = read_names(own_file(names, ".names")) if names else names
+    names = read_names(names) if names else names
     beside = shutil.copyfile if given.copy else hard_link if given.beside else None
     options = {"sets": given.sets, "keep_difficult": given.keep_difficult, "beside": beside}
     found = convert(given.sources, given.out, names=names, **options)
