@@ -4,9 +4,9 @@ Source: Darknet's draw_detections and chart.png for what they show, not for how.
 import colorsys
 import csv
 import math
+import re
 from contextlib import suppress
 from functools import cache
-from importlib.util import find_spec
 from itertools import accumulate
 from pathlib import Path
 
@@ -16,17 +16,17 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from yolov4 import metrics
-from yolov4.boxes import cxcywh_to_xyxy
+from yolov4.boxes import box_iou, cxcywh_to_xyxy, xyxy_to_cxcywh
 from yolov4.data import load_image
+from yolov4.decoding import fitted_size
 
-SMALL = 0.01  # share of an image: objects below it are not covered by text
-MISTAKES = 8  # of an image that are named
 GREY = 114
 POINTS = 10_000  # iterations that a chart shows, apart from those with a mAP
 NAMED = 20  # classes up to which a legend names the curves
 COUNTED = 26  # rows up to which the confusion matrix shows its counts
 BARS = 40  # classes that the histogram shows
 SIDE = 640  # pixels of the longer side of a picture with mistakes
+PLATES = 8  # mistakes of a picture that are named
 TRUTH, FOUND = (255, 160, 0), (0, 140, 255)  # blue and orange, BGR: the colour-blind can tell them
 
 
@@ -36,54 +36,33 @@ def class_colour(label):
     return tuple(round(each * 255) for each in reversed(rgb))
 
 
-def font_of(text):
-    """The file of a font that has all letters of a text: matplotlib's own, else one of the system;
-    None where there is none."""
-    letters = {letter for letter in text if not letter.isascii()}
-    return _font_with("".join(sorted(letters)))
+def _font_file(text):
+    """Of a font that has all letters of a text; None if there is no such font."""
+    return _file_with(re.sub("[ -~]", "", text))
 
 
 @cache
-def _font_with(letters):
-    own = Path(find_spec("matplotlib").origin).parent / "mpl-data/fonts/ttf/DejaVuSans.ttf"
-    if not letters:
-        return str(own)
-    from matplotlib import font_manager, ft2font  # takes a while, and most names need it not
+def _file_with(letters):
+    """The first font of DejaVu Sans and this system's, regular ones before bold, italic, ..."""
+    from matplotlib import font_manager, ft2font, get_data_path  # takes 0.1 s
 
-    for path in (str(own), *sorted(font_manager.findSystemFonts())):
-        with suppress(OSError, RuntimeError):  # a font of pictures, of another format
-            if set(map(ord, letters)) <= ft2font.FT2Font(path).get_charmap().keys():
-                _font(path, 20)
-                return path
-    return None
-
-
-@cache
-def _font(path, size):
-    return ImageFont.truetype(path, size)
+    files = sorted(font_manager.findSystemFonts(), key=lambda file: ("Regular" not in file, file))
+    for file in (f"{get_data_path()}/fonts/ttf/DejaVuSans.ttf", *files):
+        with suppress(OSError, RuntimeError):  # what is no font
+            font = ft2font.FT2Font(file)
+            usable = font.scalable and "LastResort" not in file  # of macOS: boxes for all letters
+            if usable and font.get_charmap().keys() >= {*map(ord, letters + "a0%")}:
+                return file
 
 
-def shown_names(names):
-    """The names, and `class 3` for one that no font here can write."""
-    return [name if font_of(name) else f"class {label}" for label, name in enumerate(names)]
-
-
-def fonts(names):
-    """A context in which matplotlib has the fonts for these names."""
-    import matplotlib
-    from matplotlib import font_manager
-
-    families = []
-    for path in dict.fromkeys(font_of(name) for name in ("", *names)):
-        if path:
-            font_manager.fontManager.addfont(path)
-            families.append(font_manager.FontProperties(fname=path).get_name())
-    return matplotlib.rc_context({"font.family": families})
+def drawable(names):
+    """The names, and `class 3` for one with a letter that no font here has."""
+    return [name if _font_file(name) else f"class {label}" for label, name in enumerate(names)]
 
 
 def draw_detections(image, detections, names):
     """A copy of image, uint8 (H, W, 3) BGR, with a box and `name score%` for each, best on top."""
-    (boxes, scores, labels), names = detections.numpy(), shown_names(names)
+    (boxes, scores, labels), names = detections.numpy(), drawable(names)
     texts = [f"{names[label]} {score:.0%}" for label, score in zip(labels, scores, strict=True)]
     return draw_boxes(image, boxes, map(class_colour, labels), texts)
 
@@ -91,85 +70,83 @@ def draw_detections(image, detections, names):
 def draw_labels(image, labels, names):
     """A copy of image, uint8 (H, W, 3) BGR, with labels (n, 5): class, cx, cy, w, h, relative."""
     boxes = cxcywh_to_xyxy(torch.from_numpy(labels[:, 1:])).numpy() * (image.shape[1::-1] * 2)
-    classes, names = labels[:, 0].astype(int), shown_names(names)
+    classes, names = labels[:, 0].astype(int), drawable(names)
     return draw_boxes(image, boxes, map(class_colour, classes), [names[each] for each in classes])
 
 
 def draw_boxes(image, boxes, colours, texts):
     """A copy of image, uint8 (H, W, 3) BGR, with boxes (n, 4) xyxy in pixels, the first on top.
 
-    colours: BGR 0..255, one per box; texts: "" for none, and for thin lines.
+    colours: BGR 0..255, one per box; texts: "" for none, None for none and a line half as thick.
     """
-    image = np.array(image, order="C")
+    image = image.copy()
     height, width = image.shape[:2]
-    thickness, bold = max(2, round(min(height, width) / 400)), 2 if "" in texts else 1
+    thin = max(2, min(height, width) // 300)
+    thick = thin * (1 + (None in texts))
     boxes = np.nan_to_num(boxes).clip(0, (width - 1, height - 1) * 2).round().astype(int).tolist()
     drawn = list(zip(boxes, colours, texts, strict=True))
     for box, colour, text in reversed(drawn):
-        cv2.rectangle(image, box[:2], box[2:], colour, thickness * (bold if text else 1))
-    taken = np.zeros((height, width), bool)
-    for (left, top, right, bottom), *_ in drawn:
-        if (right - left) * (bottom - top) < SMALL * height * width:
-            taken[top : bottom + 1, left : right + 1] = True
+        cv2.rectangle(image, box[:2], box[2:], colour, thin if text is None else thick)
     for box, colour, text in drawn:
         if text:
-            _draw_text(image, box, colour, text, taken)
+            _draw_text(image, box, colour, text, boxes)
     return image
 
 
+_font = cache(ImageFont.truetype)
+
+
 def _draw_text(image, box, colour, text, taken):
-    """On a plate above the box, or where none of the small objects and of the plates before it is
-    (taken): further down, else at the top of the image."""
+    """On a plate above, below or inside the box, where it hides least of what is taken: boxes and
+    plates, each xyxy; the plate joins them."""
     height, width = image.shape[:2]
-    font = _font(font_of(text), round(min(48, max(11, min(height, width) / 32))))
-    wide, high = math.ceil(font.getlength(text)) + 4, sum(font.getmetrics()) + 1
-    left, lowest = max(0, min(box[0], width - wide)), max(0, height - high)
-    first = min(max(0, box[1] - high), lowest)
-    tops = *range(first, lowest + 1, high), *range(first - high, 0, -high), 0
-    plates = [np.s_[top : top + high, left : left + wide] for top in tops]
-    plate = next((plate for plate in plates if not taken[plate].any()), plates[0])
-    letters = Image.new("L", (wide, high))
-    ImageDraw.Draw(letters).text((2, 0), text, 255, font)
-    ink = 0 if np.dot((0.114, 0.587, 0.299), colour) > 128 else 255
-    rows, columns = taken[plate].shape
-    share = np.asarray(letters)[:rows, :columns, None] / 255
-    taken[plate], image[plate] = True, np.array(colour) * (1 - share) + ink * share
+    size = max(9, min(height, width) // 36)
+    font = _font(_font_file(text), size)
+    plate = Image.new("RGB", (round(font.getlength(text)) + 6, size + size // 3), colour)
+    ink = "black" if sum(colour[1:]) > 200 else "white"  # blue alone looks dark
+    ImageDraw.Draw(plate).text((3, size), text, ink, font, "ls")  # on its baseline
+    plate = np.array(plate)[:height, :width]
+    (left, top, _, bottom), (high, wide, _) = box, plate.shape
+    left = min(left, width - wide)
+    tops = max(0, top - high), min(bottom, height - high), *range(top, bottom - high, high)
+    places = torch.tensor([(left, top, left + wide, top + high) for top in tops])  # (k, 4)
+    hidden = box_iou(xyxy_to_cxcywh(places)[:, None], xyxy_to_cxcywh(torch.tensor(taken)))
+    left, top, right, bottom = place = places[hidden.sum(1).argmin()].tolist()
+    image[top:bottom, left:right] = plate
+    taken += [place] * 4  # text on text is worst
 
 
 def contact_sheet(images, side=320):
     """Pictures uint8 (H, W, 3) BGR side by side -> one; their longer sides become `side` pixels."""
     columns = math.ceil(math.sqrt(len(images)))
-    rows, fitted = math.ceil(len(images) / columns), [_fitted(image, side - 4) for image in images]
+    fitted = [_fitted(image, side - 4) for image in images]
     tile = max(map(len, fitted)) + 4  # no higher than the highest needs
-    sheet = np.full((rows, tile, columns, side, 3), GREY, np.uint8)
+    sheet = np.full((math.ceil(len(images) / columns), tile, columns, side, 3), GREY, np.uint8)
     for index, image in enumerate(fitted):
-        height, width = image.shape[:2]
-        top, left = (tile - height) // 2, (side - width) // 2
-        place = np.s_[index // columns, top : top + height, index % columns, left : left + width]
-        sheet[place] = image
-    return sheet.reshape(rows * tile, columns * side, 3)
+        sheet[index // columns, : len(image), index % columns, : image.shape[1]] = image
+    return sheet.reshape(-1, columns * side, 3)
 
 
 def _fitted(image, side):
-    scale = side / max(image.shape[:2])
-    size = [max(1, round(pixels * scale)) for pixels in image.shape[1::-1]]
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
+    size = fitted_size(image.shape[1::-1], (side, side))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
 def draw_mistakes(record, pairing, names):
     """The record's image, uint8 (H, W, 3) BGR, its longer side SIDE pixels, with ground truth in
-    blue and detections in orange; what is missed or false has a thick line and says so."""
-    image, names = _fitted(load_image(record.path), SIDE), shown_names(names)
+    blue and detections in orange; what is missed or false has a thick line, and the first PLATES
+    of these say so."""
+    image, names = _fitted(load_image(record.path), SIDE), drawable(names)
     size, labels = image.shape[1::-1] * 2, record.labels
     boxes = cxcywh_to_xyxy(labels[:, 1:]).numpy() * size
     found, scores, classes = record.detections.numpy()
     found = found * np.divide(size, record.image_size * 2)
     missed = {i: f"missed {names[int(labels[i, 0])]}" for i in pairing.missed}
     false = {i: f"false {names[classes[i]]} {scores[i]:.0%}" for i in pairing.false}
-    chosen, objects = pairing.detections, range(len(boxes))
-    texts = [missed.get(i, "") for i in objects] + [false.get(i, "") for i in chosen]
-    named = [number for number, text in enumerate(texts) if text][MISTAKES:]
-    texts = ["" if number in named else text for number, text in enumerate(texts)]
+    chosen = pairing.detections
+    texts = [*map(missed.get, range(len(boxes))), *map(false.get, chosen)]
+    for index in np.flatnonzero(texts)[PLATES:]:
+        texts[index] = ""
     colours = [TRUTH] * len(boxes) + [FOUND] * len(chosen)
     return draw_boxes(image, np.concatenate((boxes, found[chosen])), colours, texts)
 
@@ -192,51 +169,42 @@ def training_chart(results, path, name=""):
     """Draws loss, mAP, the loss terms of each head and the learning rate of a results.csv.  The
     loss axes are logarithmic: the first iterations do not hide the others."""
     columns = read_results(results)
-    iterations, losses = columns["iteration"], _smoothed(columns["loss"])
-    if not len(losses):
+    iterations, loss, maps = columns["iteration"], columns["loss"], columns["map"]
+    if not len(loss):
         return
-    figure = _figure(10, 9.5)
-    top, middle, bottom = figure.subplots(3, 1, sharex=True, height_ratios=(5, 3, 1))
-    top.semilogy(iterations, columns["loss"], "C0.", markersize=3, alpha=0.25, label="loss")
-    top.plot(iterations, losses, "C0", label="loss, smoothed")
-    title = f"{name}: iteration {iterations[-1]:.0f}, loss {losses[-1]:.3g}"
-    measured = np.isfinite(columns["map"])
+    figure, smoothed = _figure(10, 9.5), _smoothed(loss)
+    top, middle, bottom = figure.subplots(3, sharex=True, height_ratios=(5, 3, 1))
+    _logarithmic(top.set_yscale, top.yaxis)
+    _logarithmic(middle.set_yscale, middle.yaxis)
+    top.plot(iterations, loss, "C0.", alpha=0.2, label="loss")
+    top.plot(iterations, smoothed, "C0", label="loss, smoothed")
+    title = f"{name}: iteration {iterations[-1]:.0f}, loss {smoothed[-1]:.3g}"
+    measured = np.isfinite(maps)
     if measured.any():
-        places, maps = iterations[measured], columns["map"][measured]
+        places, maps = iterations[measured], maps[measured]
         right = top.twinx()
-        right.plot(places, maps, "C3o-", markersize=3, label="mAP")
+        right.plot(places, maps, "C3.-", label="mAP")
         right.set(ylim=(0, 1.02), ylabel="mAP")
         best = places[maps == maps.max()][-1]  # the last of equals: its weights are kept
         title += f", mAP {maps[-1]:.1%}, best {maps.max():.1%} at {best:.0f}"
-    terms = (key for key in columns if key.startswith(("class_loss", "iou_loss")))
-    for colour, key in enumerate(terms, 4):
-        style = f"C{colour}--" if key.startswith("iou") else f"C{colour}"
-        middle.semilogy(iterations, _smoothed(columns[key]), style, label=key)
+    for colour, key in enumerate(columns):
+        if key.startswith(("class_loss", "iou_loss")):
+            style = f"C{colour}--" if key.startswith("iou") else f"C{colour}"
+            middle.plot(iterations, _smoothed(columns[key]), style, label=key)
     bottom.plot(iterations, columns["rate"], "C2")
     top.set(title=title, ylabel="loss")
     middle.set(ylabel="loss terms, smoothed")
     bottom.set(xlabel="iteration", ylabel="learning rate", ylim=(0, None))
-    _plain_ticks(top.yaxis, middle.yaxis)
-    for axes in (top, middle, bottom):
-        axes.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3)
-    figure.savefig(path, dpi=110)
+    _lettered(figure).savefig(path, dpi=110)
 
 
 def _smoothed(values):
     """Running average of the logarithms, nine parts old and one new, of values of 0.001 or more."""
-    logarithms = np.log(np.maximum(values, 1e-3))
-    return np.exp(list(accumulate(logarithms, lambda old, new: 0.9 * old + 0.1 * new)))
-
-
-def _plain_ticks(*axes):
-    """Of logarithmic axes: 1, 2, 5, 10 ... as plain numbers."""
-    from matplotlib.ticker import LogLocator
-
-    for axis in axes:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5), numticks=20))
-        axis.set_major_formatter("{x:g}")
-        axis.set_minor_formatter("")
+    logarithms = accumulate(
+        np.log(np.maximum(values, 1e-3)), lambda old, new: 0.9 * old + 0.1 * new
+    )
+    return np.exp([*logarithms]).round(6)  # or an axis shows the error of one value, or warns
 
 
 def _figure(width, height):
@@ -246,27 +214,46 @@ def _figure(width, height):
     return Figure((width, height), layout="constrained")
 
 
+def _logarithmic(set_scale, axis):
+    """Plain numbers at 1, 2, 5, 10, ...; at others where the axis spans less."""
+    set_scale("log", subs=(2, 5))
+    axis.set_major_formatter("{x:g}")
+    axis.set_minor_formatter("{x:g}")
+    axis.grid(alpha=0.3, which="both")
+
+
+def _lettered(figure):
+    """The figure, its texts as they are (no formulas between $) in fonts that have the letters."""
+    from matplotlib.text import Text
+
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+        text.get_fontproperties().set_file(_font_file(text.get_text()))
+    return figure
+
+
 def _draw_curves(result, names, curves, values, x):
     """curves (C, T) over x (T,) of the classes with ground truth, and their mean; values (C,): for
     the legend.  Returns a figure and its axes."""
-    figure, names = _figure(6.4, 5.6), shown_names(names)
-    axes, order = figure.subplots(), np.argsort(-values, kind="stable")
+    figure, names = _figure(6.4, 5.6), drawable(names)
+    axes, order = figure.subplots(), np.argsort(-values)
     order = order[result.objects[order] > 0]
     for label in order:
         named = {"label": f"{values[label]:.3f} {names[label]}"}
         style = named if len(order) <= NAMED else {"color": "0.8"}
-        axes.plot(x, curves[label], drawstyle="steps-pre", linewidth=1, **style)
-    axes.plot(x, curves[order].mean(0), "k", linewidth=2.5, label="mean of the classes")
-    axes.set(xlim=(0, 1.01), ylim=(0, 1.01))
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=9)
-    return figure, axes
+        axes.plot(x, curves[label], drawstyle="steps-pre", **style)
+    axes.plot(x, curves[order].mean(0), "k", linewidth=3, label="mean of the classes")
+    axes.axis((0, 1.01, 0, 1.01))
+    axes.grid()
+    figure.legend(loc="outside lower center", ncols=2)
+    return _lettered(figure), axes
 
 
 def precision_recall(result, names):
     """A figure with a curve per class, with its AP in the legend, and their mean."""
-    pairs = ((each.hits, each.objects) for each in result.matches)
-    curves = torch.stack([metrics.precision_at_recalls(*pair, 101) for pair in pairs])
+    curves = torch.stack(
+        [metrics.precision_at_recalls(each.hits, each.objects, 101) for each in result.matches]
+    )
     figure, axes = _draw_curves(result, names, curves, result.ap, np.linspace(0, 1, 101))
     axes.set(xlabel="recall", ylabel="precision")
     return figure
@@ -279,29 +266,29 @@ def f1(result, names):
     x, best = metrics.THRESHOLDS, mean.argmax()
     figure, axes = _draw_curves(result, names, scores, scores[:, best], x)
     axes.plot(x[best], mean[best], "C3o")
-    title = f"best mean F1 {mean[best]:.2f} at confidence > {x[best]:g}"
-    axes.set(title=title, xlabel="confidence", ylabel="F1")
+    axes.set(
+        title=f"best mean F1 {mean[best]:.2f} at confidence > {x[best]:g}",
+        xlabel="confidence", ylabel="F1",
+    )  # fmt: skip
     axes.axvline(result.settings.confidence, color="grey", linestyle=":")
     return figure
 
 
 def confusion(matrix, names):
     """A figure of `metrics.confusion`, (C + 1, C + 1): colours are shares of the row."""
-    count, names = len(matrix), shown_names(names)
+    count, names = len(matrix), drawable(names)
     side = min(16, 5 + 0.2 * count)
-    figure = _figure(side * 1.08, side)
+    figure = _figure(side, side)
     axes = figure.subplots()
     shares = matrix / np.maximum(1, matrix.sum(1, keepdims=True))
-    image = axes.imshow(shares, "Blues", vmin=0, vmax=1)
-    figure.colorbar(image, shrink=0.6, label="share of the row")
+    axes.imshow(shares, "Blues", vmin=0, vmax=1, alpha=0.6)  # pale: the counts are black
     axes.set_xticks(range(count), [*names, "missed"], rotation=90, fontsize=8)
     axes.set_yticks(range(count), [*names, "no object"], fontsize=8)
-    for row, column in zip(*matrix.nonzero(), strict=True):
-        if count <= COUNTED:
-            colour = "white" if shares[row, column] > 0.5 else "black"
-            axes.text(column, row, matrix[row, column], ha="center", va="center", color=colour)
+    for (row, column), boxes in np.ndenumerate(matrix):
+        if boxes and count <= COUNTED:
+            axes.text(column, row, boxes, ha="center", va="center")
     axes.set(xlabel="detected as", ylabel="ground truth")
-    return figure
+    return _lettered(figure)
 
 
 def data(labels, sizes, anchors, names, title):
@@ -310,27 +297,21 @@ def data(labels, sizes, anchors, names, title):
     labels (n, 5): class, cx, cy, w, h, relative; sizes (n, 2): width, height in pixels of the
     network input; anchors: pairs of each head, in the same pixels.
     """
-    names, counts = shown_names(names), np.bincount(labels[:, 0].astype(int), None, len(names))
-    order = np.argsort(counts, kind="stable")[-BARS:]
+    names, counts = drawable(names), np.bincount(labels[:, 0].astype(int), None, len(names))
+    order = np.argsort(counts)[-BARS:]
     figure = _figure(6.4, 12 + 0.15 * len(order))
-    figure.suptitle(title)
     heights = max(4, 0.2 * len(order)), 6, 5.5
-    classes, boxes, centres = figure.subplots(3, 1, height_ratios=heights)
-    classes.bar_label(classes.barh([names[label] for label in order], counts[order]))
-    classes.set(
-        title=f"Boxes of the {len(order)} most frequent classes", xlabel="boxes", xmargin=0.1
-    )
-    marks = np.concatenate((sizes, *anchors)).clip(1)
-    edges = np.geomspace(marks.min() / 1.2, marks.max() * 1.2, 60)
-    # from 0.2, so that a single box is grey
-    boxes.hist2d(*sizes.clip(1).T, (edges, edges), cmap="Greys", norm="log", vmin=0.2, cmin=1)
+    classes, boxes, centres = figure.subplots(3, height_ratios=heights)
+    shown = np.array(names)[order]
+    classes.bar_label(classes.barh(range(len(order)), counts[order], tick_label=shown))
+    classes.set(title=title, xlabel=f"the {len(order)} most frequent classes", xmargin=0.1)
+    boxes.plot(*sizes.clip(1).T, "k.", alpha=0.2)
     for head, own in enumerate(anchors, 1):
-        boxes.plot(*np.transpose(own), "o", markersize=9, label=f"anchors of head {head}")
-    boxes.set(xscale="log", yscale="log", aspect="equal", xlabel="width", ylabel="height",
-              title="Box sizes in pixels of the network input")  # fmt: skip
-    _plain_ticks(boxes.xaxis, boxes.yaxis)
+        boxes.plot(*np.transpose(own), "o", label=f"anchors of head {head}")
+    _logarithmic(boxes.set_xscale, boxes.xaxis)
+    _logarithmic(boxes.set_yscale, boxes.yaxis)
+    boxes.set(aspect="equal", xlabel="width in pixels of the network input", ylabel="height")
     boxes.legend()
-    *_, image = centres.hist2d(labels[:, 1], labels[:, 2], 16, range=((0, 1), (0, 1)))
-    figure.colorbar(image, label="boxes")
+    centres.hist2d(labels[:, 1], labels[:, 2], 16, range=((0, 1), (0, 1)))
     centres.set(title="Centres of the boxes, relative", aspect="equal", ylim=(1, 0))
-    return figure
+    return _lettered(figure)

@@ -51,11 +51,10 @@ def write(folder, records, result, names, *, notes=(), run=None):
         "ap.json": json.dumps(plain, indent=1),
         "ap.csv": _csv(classes),
         "confusion.csv": _csv([["ground truth", *names, "missed"], *rows]),
+        "precision_recall.png": _png(plots.precision_recall(result, names)),
+        "f1.png": _png(plots.f1(result, names)),
+        "confusion.png": _png(plots.confusion(matrix, names)),
     }
-    with plots.fonts(names):
-        files["precision_recall.png"] = _png(plots.precision_recall(result, names))
-        files["f1.png"] = _png(plots.f1(result, names))
-        files["confusion.png"] = _png(plots.confusion(matrix, names))
     if images:
         files["worst.jpg"] = _jpeg(plots.contact_sheet(images, 480))
     other = matrix[:-1, :-1].copy()  # class for class, without those that are right
@@ -118,5 +117,5 @@ def write_data(path, images, names, network):
     labels = np.concatenate([read_labels(label_path(image)) for image in images])
     sizes = box_sizes(images, (network.net.width, network.net.height), network.net.letter_box)
     anchors = [[yolo.anchors[i] for i in yolo.mask] or yolo.anchors for yolo in heads(network)]
-    with replacing(path) as beside, plots.fonts(names):
+    with replacing(path) as beside:
         plots.data(labels, sizes, anchors, names, title).savefig(beside, dpi=120)
