@@ -139,10 +139,10 @@ def test_loss_axis_has_plain_numbers(tmp_path, loss):
 def test_long_training_keeps_its_last_row_and_every_map(tmp_path):
     count, maps = 2 * plots.POINTS + 1, {2: 0.5, 77: 0.25}
     write_results(tmp_path / "results.csv", count, maps)
-    table = plots.read_results(tmp_path / "results.csv")
-    assert len(table) < count and table["iteration"][-1] == count
-    measured = table[np.isfinite(table["map"])]
-    assert dict(zip(measured["iteration"], measured["map"], strict=True)) == maps
+    columns = plots.read_results(tmp_path / "results.csv")
+    iterations, measured = columns["iteration"], np.isfinite(columns["map"])
+    assert len(iterations) < count and iterations[-1] == count
+    assert dict(zip(iterations[measured], columns["map"][measured], strict=True)) == maps
 
 
 def test_at_most_so_many_mistakes_are_named_missed_ones_first(tmp_path, monkeypatch):
