@@ -106,11 +106,12 @@ def decode_boxes(values, head, grid, indices=None):
         axes = (torch.arange(length, device=device) for length in values.shape[1:4])
         indices = torch.meshgrid(*axes, indexing="ij")
     anchor, row, column = indices
-    outputs, anchors = box_outputs(values, head), relative_anchors(head.anchors, head, grid)
+    outputs = box_outputs(values, head)
+    anchors = to_device(relative_anchors(head.anchors, head, grid), device)
     size = to_device(torch.tensor(grid[::-1]), device)
     centres = (outputs[..., :2] + torch.stack((column, row), -1)) / size
     sides = (2 * outputs[..., 2:]).square() if head.new_coords else outputs[..., 2:].exp()
-    return torch.cat((centres, sides * to_device(anchors, device)[anchor]), -1)
+    return torch.cat((centres, sides * anchors[anchor]), -1)
 
 
 def relative_anchors(anchors, head, grid):
@@ -162,9 +163,8 @@ def detections_from_logits(
         first += objectness[0].numel()
     candidates = map(torch.cat, zip(*found, strict=True))
     sizes = [image_size] * len(logits[0]) if isinstance(image_size[0], int) else image_size
-    return detections_from_candidates(
-        candidates, heads[-1], sizes, network_size, nms_thresh, letter_box
-    )
+    options = heads[-1], sizes, network_size, nms_thresh, letter_box
+    return list(detections_from_candidates(candidates, *options))
 
 
 def detections_from_candidates(candidates, head, image_sizes, network_size, nms_thresh, letter_box):
@@ -174,7 +174,7 @@ def detections_from_candidates(candidates, head, image_sizes, network_size, nms_
     scores (n,), labels (n,), and prediction (n,) among those of the image, one head after the
     other; a row per class.  Sizes are (width, height) in pixels.  Suppression as `suppressed`.
     """
-    (index, *columns), detections = candidates, []
+    index, *columns = candidates
     for number, size in enumerate(image_sizes):
         boxes, scores, labels, prediction = (values[index == number] for values in columns)
         # Darknet sorts predictions by each class in turn, before NMS: in the end by the last class,
@@ -189,10 +189,9 @@ def detections_from_candidates(candidates, head, image_sizes, network_size, nms_
             boxes[:, :2] -= (1 - ratio) / 2
             boxes /= ratio.repeat(2)
         pixels = cxcywh_to_xyxy(boxes) * boxes.new_tensor(size * 2)
-        prediction = torch.from_numpy(rank).to(owner.device)[owner]
+        prediction = owner.new_tensor(rank)[owner]
         found = Detections(pixels, scores, labels, prediction)
-        detections.append(suppressed(found, boxes, nms_thresh, head))
-    return detections
+        yield suppressed(found, boxes, nms_thresh, head)
 
 
 def suppressed(found, boxes, nms_thresh, head):

@@ -17,7 +17,6 @@ import cv2
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from yolov4.boxes import xyxy_to_cxcywh
 from yolov4.cfg import names_of_classes
@@ -63,13 +62,15 @@ def resize_image(image, size):
     float32 (3, h, w) RGB in 0..1."""
 
     def resized(pixels, height):
-        return F.interpolate(pixels, (height, width), mode="bilinear", align_corners=True)
+        return nn.functional.interpolate(
+            pixels, (height, width), mode="bilinear", align_corners=True
+        )
 
     width, height = size
     pixels = torch.from_numpy(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)).permute(2, 0, 1)[None].float()
     if pixels.shape[2:] != (height, width):
         # Darknet's oddity: one pixel wide is the last column, where aligned corners take the first
-        pixels = pixels[:, :, -1 if height == 1 else 0 :, -1 if width == 1 else 0 :]
+        pixels = pixels[..., -(height == 1) :, -(width == 1) :]
         source, pixels = pixels, resized(pixels, height)
         # another: where rounding puts the last row below the image's, its second part is missing
         rows, steps = len(image) - 1, height - 1
@@ -84,7 +85,7 @@ def letterbox_image(image, size):
     fitted = fitted_size(image.shape[1::-1], size)
     x, y = np.subtract(size, fitted).tolist()
     borders = x // 2, x - x // 2, y // 2, y - y // 2  # left, right, top, bottom
-    return F.pad(resize_image(image, fitted), borders, value=0.5)
+    return nn.functional.pad(resize_image(image, fitted), borders, value=0.5)
 
 
 def choose_device(name=None):
@@ -113,8 +114,7 @@ def for_inference(model, device, compiled=False, dtype=torch.float32):
     if compiled:
         options = {"triton.cudagraphs" if device.type == "cuda" else "freezing": True}
         faster = torch.compile(model.requires_grad_(False), options=options)
-        net = model.net
-        images = torch.zeros(1, net.channels, net.height, net.width, dtype=dtype, device=device)
+        images = torch.zeros(1, *model.plan[0].input_shape, dtype=dtype, device=device)
         try:
             faster(images.to(memory_format=torch.channels_last))
         except RuntimeError as error:

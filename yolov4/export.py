@@ -29,7 +29,7 @@ LIMIT = 1e-3  # rounding gives the whole YOLOv4 1e-4, a wrong layer is far above
 NMS = """<ir_version: 10, opset_import: ["": 18]>
 main_graph (float[batch, N, 4] boxes_all, float[batch, N, C] scores_all)
 => (float[n, 4] boxes, float[n] scores, int64[n] labels, int64[n] image_index)
-<int64[1] most = {{{most}}}, float[1] iou = {{{iou:.9f}}}, float[1] least = {{{least:.9f}}},
+<int64[1] most = {{{most}}}, float[1] iou = {{{nms_thresh:.9f}}}, float[1] least = {{{thresh:.9f}}},
  int64[1] one = {{1}}> {{
     by_class = Transpose<perm = [0, 2, 1]>(scores_all)
     chosen = NonMaxSuppression(boxes_all, by_class, most, iou, least)
@@ -64,7 +64,7 @@ class OtherNetwork:
     Attributes: net and heads, of its cfg; names; suppression, None without NMS in its graph.
     """
 
-    path, names, suppression = "", None, None
+    names = suppression = None
 
     def read(self, text, name):
         network = parse_cfg(text, name)
@@ -86,12 +86,10 @@ class OtherNetwork:
                 )
             nms_thresh, (boxes, scores, labels, index) = 0, self(images)
             rows = boxes.unique(dim=0, return_inverse=True)[1]  # the classes of a box share it
-            index, boxes, scores, labels, rows = (
-                each[scores > thresh] for each in (index, boxes, scores, labels, rows)
-            )
-        candidates, head = (index, xyxy_to_cxcywh(boxes), scores, labels, rows), self.heads[-1]
+        columns, head = (index, xyxy_to_cxcywh(boxes), scores, labels, rows), self.heads[-1]
+        above = [each[scores > thresh] for each in columns]  # all of them without NMS in the graph
         return detections_from_candidates(
-            candidates, head, image_sizes, head.size, nms_thresh, letter_box
+            above, head, image_sizes, head.size, nms_thresh, letter_box
         )
 
 
@@ -108,20 +106,18 @@ class OpenCvNetwork(OtherNetwork):
         self.read(text, str(cfg))
         text = text.replace("[yolo]", "[yolo]\nthresh=0")  # or scores below 0.2 become 0
         files = np.frombuffer(text.encode(), np.uint8), np.fromfile(weights, np.uint8)
-        self.outputs = [f"yolo_{head.index}" for head in self.heads]
         try:
             self.opencv = cv2.dnn.readNetFromDarknet(*files)
-            self.opencv.forward  # noqa: B018
         except cv2.error as error:
             raise ValueError(
                 f"{cfg}: OpenCV {cv2.__version__} cannot run it: {error.err}"
             ) from None
 
     def __call__(self, images):
-        rows = []
+        rows, outputs = [], [f"yolo_{head.index}" for head in self.heads]
         for image in images.float():
             self.opencv.setInput(image[None].contiguous().numpy())
-            for head, found in zip(self.heads, self.opencv.forward(self.outputs), strict=True):
+            for head, found in zip(self.heads, self.opencv.forward(outputs), strict=True):
                 # by cell and anchor -> by anchor and cell
                 rows.extend(found.reshape(-1, len(head.anchors), 5 + head.classes).swapaxes(0, 1))
         rows = torch.from_numpy(np.concatenate(rows)).unflatten(0, (len(images), -1))
@@ -169,7 +165,7 @@ class OnnxNetwork(OtherNetwork):
     def __call__(self, images):
         """images (B, C, h, w) float, of the cfg's size -> the outputs that `export_onnx` names."""
         outputs = self.session.run(None, {"images": images.contiguous().numpy()})
-        return [torch.from_numpy(output) for output in outputs]
+        return list(map(torch.from_numpy, outputs))
 
 
 class Decoding(nn.Module):
@@ -206,17 +202,17 @@ def export_onnx(
     was.
     """
     packages = "onnx", "onnxscript", "onnxruntime"
-    if missing := [package for package in packages if find_spec(package) is None]:
+    if missing := [package for package in packages if not find_spec(package)]:
         raise ValueError(f"{path}: needs {', '.join(missing)}: {INSTALL}")
     import onnx
 
-    net, names = model.net, names_of_classes(names, model.heads[-1].classes, path)
-    metadata = {"cfg": format_cfg(net, model.sections)}
+    names = names_of_classes(names, model.heads[-1].classes, path)
+    metadata = {"cfg": format_cfg(model.net, model.sections)}
     metadata["names"] = json.dumps(names, ensure_ascii=False)
     if suppression:
         metadata |= zip(Suppression._fields, map(str, suppression), strict=True)
     decoding, seed = Decoding(model.fuse()).cpu(), torch.Generator().manual_seed(0)
-    images = torch.rand(2, net.channels, net.height, net.width, generator=seed)
+    images = torch.rand(2, *model.plan[0].input_shape, generator=seed)
     expected = decoding(images)
     predictions = expected[0].shape[1]
     exported = _trace(decoding, images, "_all" if suppression else "")
@@ -235,10 +231,10 @@ def export_onnx(
                 f"{scores:.2g}, expected at most {LIMIT:g}"
             )
         if suppression:
-            text = NMS.format(most=predictions, least=suppression[0], iou=suppression[1])
-            nms, graph = onnx.parser.parse_model(text).graph, exported.graph
-            del graph.output[:], nms.input[:]
-            graph.MergeFrom(nms)
+            text = NMS.format(most=predictions, **suppression._asdict())
+            nms = onnx.parser.parse_model(text).graph
+            del exported.graph.output[:], nms.input[:]
+            exported.graph.MergeFrom(nms)
             onnx.save(exported, beside)
             OnnxNetwork(beside)(images)
     return Exported(predictions, boxes, scores)
