@@ -53,9 +53,9 @@ class Detections:
         return len(self.scores)
 
     def __iter__(self) -> Iterator[Detection]:
-        columns = self.labels.tolist(), self.scores.tolist(), self.boxes.tolist()
-        for label, score, box in zip(*columns, strict=True):
-            yield Detection(self.names[label] if self.names else str(label), score, box)
+        labels = self.labels.tolist()
+        names = [self.names[label] for label in labels] if self.names else map(str, labels)
+        return map(Detection, names, self.scores.tolist(), self.boxes.tolist())
 
     def __getitem__(self, which) -> Any:
         if not self.scores[which].dim():
@@ -83,19 +83,9 @@ class Detections:
         return [each._asdict() for each in self]
 
 
-class Candidates(NamedTuple):
-    """What is above the threshold in a batch before NMS, one row per class."""
-
-    images: Tensor  # (n,) index in the batch
-    boxes: Tensor  # (n, 4) cxcywh relative to the network input
-    scores: Tensor  # (n,)
-    labels: Tensor  # (n,) int64
-    prediction: Tensor  # (n,) int64, index among those of the image, one head after the other
-
-
 def by_anchor(logits, head):
     """logits (B, A * (5 + C), h, w) -> a view (B, A, h, w, 5 + C)"""
-    return logits.unflatten(1, (len(head.anchors), -1)).permute(0, 1, 3, 4, 2)
+    return logits.unflatten(1, (len(head.anchors), -1)).movedim(2, -1)
 
 
 def decode(logits: Tensor, head: Head) -> Decoded:
@@ -111,16 +101,17 @@ def decode_boxes(values, head, grid, indices=None):
     values: (B, A, h, w, 4+) of all predictions; or (n, 4+) of those at indices, (n,) each:
     anchor, row, column.
     """
-    device, (rows, columns) = values.device, grid
+    device = values.device
     if indices is None:
-        lengths = len(head.anchors), rows, columns
-        indices = torch.meshgrid(*(torch.arange(n, device=device) for n in lengths), indexing="ij")
+        axes = (torch.arange(length, device=device) for length in values.shape[1:4])
+        indices = torch.meshgrid(*axes, indexing="ij")
     anchor, row, column = indices
-    outputs, anchors = box_outputs(values, head), relative_anchors(head.anchors, head, grid)
-    size = to_device(torch.tensor((columns, rows)), device)
+    outputs = box_outputs(values, head)
+    anchors = to_device(relative_anchors(head.anchors, head, grid), device)
+    size = to_device(torch.tensor(grid[::-1]), device)
     centres = (outputs[..., :2] + torch.stack((column, row), -1)) / size
     sides = (2 * outputs[..., 2:]).square() if head.new_coords else outputs[..., 2:].exp()
-    return torch.cat((centres, sides * to_device(anchors, device)[anchor]), -1)
+    return torch.cat((centres, sides * anchors[anchor]), -1)
 
 
 def relative_anchors(anchors, head, grid):
@@ -169,21 +160,23 @@ def detections_from_logits(
         found.append(
             (image[chosen], boxes[chosen], scores[chosen, labels], labels, prediction[chosen])
         )
-        first += len(head.anchors) * grid[0] * grid[1]
-    candidates = Candidates(*map(torch.cat, zip(*found, strict=True)))
+        first += objectness[0].numel()
+    candidates = map(torch.cat, zip(*found, strict=True))
     sizes = [image_size] * len(logits[0]) if isinstance(image_size[0], int) else image_size
-    return detections_from_candidates(
-        candidates, heads[-1], sizes, network_size, nms_thresh, letter_box
-    )
+    options = heads[-1], sizes, network_size, nms_thresh, letter_box
+    return list(detections_from_candidates(candidates, *options))
 
 
 def detections_from_candidates(candidates, head, image_sizes, network_size, nms_thresh, letter_box):
-    """Candidates of a batch -> Detections, one per image; sizes are (width, height) in pixels.
-    nms_kind and beta_nms are the head's; nms_thresh 0: no suppression."""
-    detections = []
+    """What is above the threshold in a batch -> Detections, one per image.
+
+    candidates: the index (n,) in the batch, boxes (n, 4) cxcywh relative to the network input,
+    scores (n,), labels (n,), and prediction (n,) among those of the image, one head after the
+    other; a row per class.  Sizes are (width, height) in pixels.  Suppression as `suppressed`.
+    """
+    index, *columns = candidates
     for number, size in enumerate(image_sizes):
-        chosen = candidates.images == number
-        boxes, scores, labels, prediction = (values[chosen] for values in candidates[1:])
+        boxes, scores, labels, prediction = (values[index == number] for values in columns)
         # Darknet sorts predictions by each class in turn, before NMS: in the end by the last class,
         # equal ones by the last but one, and so on
         known, owner = prediction.unique(return_inverse=True)
@@ -193,15 +186,21 @@ def detections_from_candidates(candidates, head, image_sizes, network_size, nms_
         if letter_box:  # relative to the network input -> to the image that was fitted into it
             fitted = boxes.new_tensor(fitted_size(size, network_size))
             ratio = fitted / boxes.new_tensor(network_size)
-            boxes = torch.cat(((boxes[:, :2] - (1 - ratio) / 2) / ratio, boxes[:, 2:] / ratio), 1)
-        if nms_thresh:
-            order = nms(boxes, scores, labels, nms_thresh, head.nms_kind, head.beta_nms)
-        else:
-            order = scores.argsort(descending=True, stable=True)
-        boxes = cxcywh_to_xyxy(boxes) * boxes.new_tensor((*size, *size))
-        prediction = torch.from_numpy(rank).to(owner.device)[owner]
-        detections.append(Detections(boxes, scores, labels, prediction)[order])
-    return detections
+            boxes[:, :2] -= (1 - ratio) / 2
+            boxes /= ratio.repeat(2)
+        pixels = cxcywh_to_xyxy(boxes) * boxes.new_tensor(size * 2)
+        prediction = owner.new_tensor(rank)[owner]
+        found = Detections(pixels, scores, labels, prediction)
+        yield suppressed(found, boxes, nms_thresh, head)
+
+
+def suppressed(found, boxes, nms_thresh, head):
+    """The Detections that stay, by falling score.  boxes: theirs as cxcywh; nms_kind and beta_nms
+    are the head's; nms_thresh 0: all stay."""
+    if not nms_thresh:
+        return found[found.scores.argsort(descending=True, stable=True)]
+    columns = boxes, found.scores, found.labels
+    return found[nms(*columns, nms_thresh, head.nms_kind, head.beta_nms)]
 
 
 def fitted_size(image_size, network_size):

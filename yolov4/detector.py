@@ -2,27 +2,26 @@
 Source: Darknet's src/image.c (resize_image, letterbox_image) and src/detector.c (test_detector)."""
 
 import copy
-import math
 import os
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, count, islice, repeat
+from math import ceil
 from pathlib import Path
 from threading import Lock
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
 import torch
 from torch import nn
-from torch.nn import functional as F
 
-from yolov4.boxes import nms, xyxy_to_cxcywh
+from yolov4.boxes import xyxy_to_cxcywh
 from yolov4.cfg import names_of_classes
 from yolov4.data import as_seen, keep_freed_memory, load_image
-from yolov4.decoding import Detections, detections_from_logits, fitted_size
+from yolov4.decoding import Detections, detections_from_logits, fitted_size, suppressed
 from yolov4.export import OnnxNetwork, OtherNetwork
 from yolov4.model import HALVES, Darknet
 from yolov4.plots import draw_detections
@@ -45,16 +44,16 @@ def read_image(source):
         source = np.asarray(ImageOps.exif_transpose(source).convert("RGB"))[..., ::-1]
     if isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.size:
         match source.shape:
-            case (_, _, 3):
+            case _, _, 3:
                 return source
             case (_, _) | (_, _, 1):
                 return cv2.cvtColor(source, cv2.COLOR_GRAY2BGR)
-            case (_, _, 4):
+            case _, _, 4:
                 return cv2.cvtColor(source, cv2.COLOR_BGRA2BGR)
-    found = f"{source.dtype} {source.shape}" if hasattr(source, "shape") else type(source).__name__
     raise ValueError(
-        f"image: found {found}, expected a path, an address, a PIL image or a numpy array: uint8 "
-        f"(H, W, 3) BGR, (H, W) grey or (H, W, 4) BGRA"
+        f"image: found {getattr(source, 'dtype', 'a')} "
+        f"{getattr(source, 'shape', type(source).__name__)}, expected a path, an address, a PIL "
+        "image or a numpy array: uint8 (H, W, 3) BGR, (H, W) grey or (H, W, 4) BGRA"
     )
 
 
@@ -63,18 +62,20 @@ def resize_image(image, size):
     float32 (3, h, w) RGB in 0..1."""
 
     def resized(pixels, height):
-        return F.interpolate(pixels, (height, width), mode="bilinear", align_corners=True)
+        return nn.functional.interpolate(
+            pixels, (height, width), mode="bilinear", align_corners=True
+        )
 
     width, height = size
     pixels = torch.from_numpy(cv2.cvtColor(image, cv2.COLOR_BGR2RGB)).permute(2, 0, 1)[None].float()
     if pixels.shape[2:] != (height, width):
         # Darknet's oddity: one pixel wide is the last column, where aligned corners take the first
-        pixels = pixels[:, :, -1 if height == 1 else 0 :, -1 if width == 1 else 0 :]
+        pixels = pixels[..., -(height == 1) :, -(width == 1) :]
         source, pixels = pixels, resized(pixels, height)
         # another: where rounding puts the last row below the image's, its second part is missing
-        step = np.float32(len(image) - 1) / np.float32(max(1, height - 1))
-        last = np.float32(height - 1) * step
-        if (row := int(last)) < len(image) - 1 and height > 1:
+        rows, steps = len(image) - 1, height - 1
+        last = np.float32(rows) / max(1, steps) * steps
+        if (row := int(last)) < rows and steps:
             pixels[:, :, -1:] = resized(source[:, :, row : row + 1], 1) * float(1 - (last - row))
     return pixels[0].div_(255)
 
@@ -84,15 +85,15 @@ def letterbox_image(image, size):
     fitted = fitted_size(image.shape[1::-1], size)
     x, y = np.subtract(size, fitted).tolist()
     borders = x // 2, x - x // 2, y // 2, y - y // 2  # left, right, top, bottom
-    return F.pad(resize_image(image, fitted), borders, value=0.5)
+    return nn.functional.pad(resize_image(image, fitted), borders, value=0.5)
 
 
 def choose_device(name=None):
     """The device of that name, or number of a GPU; None: cuda, else mps, else cpu.  Raises
     ValueError if missing."""
-    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
-    known = ["cuda", *gpus] if gpus else []
-    known += ["mps", "cpu"] if torch.backends.mps.is_available() else ["cpu"]
+    gpus = torch.cuda.device_count()
+    known = ["cuda"] * bool(gpus) + [f"cuda:{index}" for index in range(gpus)]
+    known += ["mps"] * torch.backends.mps.is_available() + ["cpu"]
     name = known[0] if name is None else f"cuda:{name}" if str(name).isdigit() else str(name)
     if name not in known:
         raise ValueError(f"device {name}: not found, expected one of {', '.join(known)}")
@@ -111,11 +112,9 @@ def for_inference(model, device, compiled=False, dtype=torch.float32):
     keep_freed_memory()
     model.fuse().to(device, dtype, memory_format=torch.channels_last)
     if compiled:
-        gpu = device.type == "cuda"
-        options = {"mode": "reduce-overhead"} if gpu else {"options": {"freezing": True}}
-        faster = torch.compile(model.requires_grad_(False), **options)
-        net = model.net
-        images = torch.zeros(1, net.channels, net.height, net.width, dtype=dtype, device=device)
+        options = {"triton.cudagraphs" if device.type == "cuda" else "freezing": True}
+        faster = torch.compile(model.requires_grad_(False), options=options)
+        images = torch.zeros(1, *model.plan[0].input_shape, dtype=dtype, device=device)
         try:
             faster(images.to(memory_format=torch.channels_last))
         except RuntimeError as error:
@@ -191,8 +190,7 @@ class Detector:
         half: str | None = None,
         tiles: tuple[int, int] | str | None = None,
     ):
-        dtypes = {None: torch.float32, **HALVES}
-        if half not in dtypes:
+        if half not in (None, *HALVES):
             raise ValueError(f"half: found {half}, expected one of {', '.join(HALVES)}")
         if weights is None or str(weights).endswith(".cfg"):  # the only one, or swapped
             cfg, weights = weights, cfg
@@ -215,14 +213,15 @@ class Detector:
         self.net, self.heads, self.device = model.net, model.heads, choose_device(device)
         self.letter_box = self.net.letter_box if letter_box is None else letter_box
         self.names = names_of_classes(names, self.heads[-1].classes)
-        self.network, self.dtype, self.tiles = model, dtypes[half], tiles
+        self.network, self.tiles = model, tiles
+        self.dtype = HALVES.get(half, torch.float32)
         if isinstance(model, Darknet):
             self.network = for_inference(model, self.device, compiled, self.dtype)
 
     @classmethod
     def from_model(cls, model: Darknet, names=None, **options) -> "Detector":
         """From a copy of a model in memory, on its device unless the options name another."""
-        options = {"device": next(model.parameters()).device, **options}
+        options.setdefault("device", next(model.parameters()).device)
         return cls(None, copy.deepcopy(model), names, **options)
 
     def __repr__(self) -> str:
@@ -267,7 +266,7 @@ class Detector:
     def _read(self, source):
         """A source, its image (H, W, 3), the corners of its tiles, those for the network
         (k, 3, h, w)."""
-        image, size = read_image(source), (self.net.width, self.net.height)
+        image, size = read_image(source), self.heads[0].size
         fit = letterbox_image if self.letter_box else resize_image
         corners = tile_corners(image.shape[1::-1], size, self.tiles)
         pixels = as_seen(image, self.net.channels)
@@ -277,64 +276,56 @@ class Detector:
     def _read_ahead(self, sources, at_once, ahead, on_error):
         """Starts on `at_once` more images whenever no more than `ahead` are waiting."""
         with ThreadPoolExecutor(WORKERS, "", _take_one_core) as pool:
-            started = (pool.submit(self._read, source) for source in sources)
+            started = map(pool.submit, repeat(self._read), sources)
             waiting = deque(islice(started, at_once))
             while waiting:
                 try:
-                    read = waiting.popleft().result()
+                    yield waiting.popleft().result()
                 except (ValueError, OSError) as error:
                     if on_error is None:
                         raise
                     on_error(error)
-                else:
-                    yield read
                 if len(waiting) <= ahead:
                     waiting.extend(islice(started, at_once))
 
     @torch.no_grad()
     def _predict(self, group, *thresholds):
         sources, images, corners, pixels = zip(*group, strict=True)
-        start = time.perf_counter()
+        start = perf_counter()
         pixels = torch.cat(pixels).to(self.device)  # (tiles, 3, h, w)
         pixels = pixels.to(self.dtype, memory_format=torch.channels_last)
-        sizes = [(x2 - x1, y2 - y1) for x1, y1, x2, y2 in chain(*corners)]
-        most, found = TILES if self.tiles else len(sizes), []
-        for first in range(0, len(sizes), most):
-            part = pixels[first : first + most]
-            options = sizes[first : first + most], *thresholds, self.letter_box
+        sizes, found = ((x2 - x1, y2 - y1) for x1, y1, x2, y2 in chain(*corners)), []
+        for part in pixels.split(TILES if self.tiles else len(pixels)):
+            options = list(islice(sizes, len(part))), *thresholds, self.letter_box
             if isinstance(self.network, OtherNetwork):
                 found += self.network.detections(part, *options)
             else:
                 found += detections_from_logits(self.network(part), self.heads, *options)
-        found = iter([each.cpu() for each in found])  # waits for the GPU
-        found = [self._joined(own, islice(found, len(own)), thresholds[1]) for own in corners]
-        milliseconds = (time.perf_counter() - start) * 1000 / len(group)
+        found = map(Detections.cpu, found)  # waits for the GPU
+        found = [self._joined(own, found, thresholds[1]) for own in corners]
+        milliseconds = (perf_counter() - start) * 1000 / len(group)
         return map(Prediction, sources, images, found, repeat(milliseconds))
 
     def _joined(self, corners, found, nms_thresh):
-        """The detections of an image from those of its tiles."""
+        """The detections of an image from those of its tiles, the next in the iterator `found`."""
         parts = [
             (each.boxes + torch.tensor(own[:2] * 2), each.scores, each.labels, each.prediction + n)
             for own, each, n in zip(corners, found, count(0, 1 << 32), strict=False)
         ]
         found = Found(*map(torch.cat, zip(*parts, strict=True)), self.names)
-        if len(parts) == 1 or not nms_thresh:
-            return found[found.scores.argsort(descending=True, stable=True)]
-        boxes, head = xyxy_to_cxcywh(found.boxes), self.heads[-1]
-        columns = boxes, found.scores, found.labels
-        return found[nms(*columns, nms_thresh, head.nms_kind, head.beta_nms)]
+        if len(parts) == 1:
+            return found
+        return suppressed(found, xyxy_to_cxcywh(found.boxes), nms_thresh, self.heads[-1])
 
 
 def tile_corners(size, network_size, tiles):
     """Corners x1, y1, x2, y2 in pixels of the whole image and of its tiles; see `Detector`."""
-    if tiles is None:
-        return [(0, 0, *size)]
     if tiles == "auto":
-        tiles = [math.ceil(side / own) for side, own in zip(size, network_size, strict=True)]
+        tiles = map(ceil, np.divide(size, network_size))
     across, down = (
         [(int(start), int(start) + length) for start in np.linspace(0, side - length, number)]
-        for side, number in zip(size, tiles, strict=True)
-        for length in [math.ceil(side / (number - OVERLAP * (number - 1)))]
+        for side, number in zip(size, tiles or (1, 1), strict=True)
+        for length in [ceil(side / (number - OVERLAP * (number - 1)))]
     )
     found = [(left, top, right, bottom) for top, bottom in down for left, right in across]
     return list(dict.fromkeys([(0, 0, *size), *found]))

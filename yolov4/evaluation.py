@@ -47,9 +47,8 @@ def collect(
     the network does not have.
     """
     detector = model if isinstance(model, Detector) else Detector.from_model(model)
-    classes, net = len(detector.names), detector.net
-    paths, targets = _labelled(images, classes)
-    files = list(map(label_path, paths))
+    classes = len(detector.names)
+    paths, files, targets = _labelled(images, classes)
     if not any(map(len, targets)):
         name = images if isinstance(images, str | Path) else "images"
         where = f", expected labels as in {files[0]}" if files else ""
@@ -57,31 +56,33 @@ def collect(
     if (torch.cat(targets)[:, 1:].amax(1) > 2).all():
         raise ValueError(f"{images}: {IN_PIXELS}")
     if missing := [file for file in files if not file.exists()]:
-        text = f"{len(missing)} of {len(paths)} images have no label file and count as empty"
-        warnings.warn(f"{text}; the first would be {missing[0]}")
-    hard = _labelled(difficult, classes)[1] if difficult else [None] * len(paths)
+        warnings.warn(
+            f"{len(missing)} of {len(paths)} images have no label file and count as empty; the "
+            f"first would be {missing[0]}"
+        )
+    hard = _labelled(difficult, classes)[2] if difficult else [None] * len(paths)
     if len(hard) != len(paths):
         raise ValueError(f"difficult: {len(hard)} images, expected {len(paths)}")
     settings = Settings(
-        size=(net.width, net.height), letter_box=detector.letter_box, thresh=thresh,
+        size=detector.heads[0].size, letter_box=detector.letter_box, thresh=thresh,
         nms_thresh=nms_thresh, confidence=confidence, difficult=bool(difficult),
     )  # fmt: skip
     evaluator = Evaluator(classes, settings)
     predictions = detector.stream(paths, thresh, nms_thresh, batch)
     bar = tqdm(predictions, "mAP", len(paths), False, unit="images", disable=not progress or None)
     for each, labels, others in zip(bar, targets, hard, strict=True):
-        size = each.image.shape[1::-1]
-        evaluator.add(each.detections, labels, size, others, each.source)
+        evaluator.add(each.detections, labels, each.image.shape[1::-1], others, each.source)
     return evaluator
 
 
 def _labelled(images, classes):
-    """Paths, and labels (n, 5) of each."""
+    """Paths, their label files, and labels (n, 5) of each."""
     listed = isinstance(images, str | Path)
     paths = read_image_list(images) if listed else list(map(Path, images))
-    labels = [torch.from_numpy(read_labels(label_path(path))) for path in paths]
-    for path, each in zip(paths, labels, strict=True):
-        if len(each) and each[:, 0].max() >= classes:
-            found = f"class {each[:, 0].max():g}, expected 0..{classes - 1}"
-            raise ValueError(f"{label_path(path)}: {found}")
-    return paths, labels
+    files, labels = list(map(label_path, paths)), []
+    for file in files:
+        each = torch.from_numpy(read_labels(file))
+        if (each[:, 0] >= classes).any():
+            raise ValueError(f"{file}: class {each[:, 0].max():g}, expected 0..{classes - 1}")
+        labels.append(each)
+    return paths, files, labels

@@ -15,7 +15,7 @@ from torch import nn
 
 from yolov4.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh
 from yolov4.cfg import format_cfg, names_of_classes, parse_cfg
-from yolov4.decoding import Candidates, class_scores, decode, detections_from_candidates
+from yolov4.decoding import class_scores, decode, detections_from_candidates
 from yolov4.files import read_text, replacing
 from yolov4.graph import find_heads, plan_layers
 from yolov4.model import Darknet
@@ -27,9 +27,9 @@ LIMIT = 1e-3  # rounding gives the whole YOLOv4 1e-4, a wrong layer is far above
 # Behind boxes_all (batch, N, 4) and scores_all (batch, N, C).  chosen (n, 3) holds image, class and
 # box of each.
 NMS = """<ir_version: 10, opset_import: ["": 18]>
-nms (float[batch, N, 4] boxes_all, float[batch, N, C] scores_all)
+main_graph (float[batch, N, 4] boxes_all, float[batch, N, C] scores_all)
 => (float[n, 4] boxes, float[n] scores, int64[n] labels, int64[n] image_index)
-<int64[1] most = {{{most}}}, float[1] iou = {{{iou:.9f}}}, float[1] least = {{{least:.9f}}},
+<int64[1] most = {{{most}}}, float[1] iou = {{{nms_thresh:.9f}}}, float[1] least = {{{thresh:.9f}}},
  int64[1] one = {{1}}> {{
     by_class = Transpose<perm = [0, 2, 1]>(scores_all)
     chosen = NonMaxSuppression(boxes_all, by_class, most, iou, least)
@@ -64,7 +64,7 @@ class OtherNetwork:
     Attributes: net and heads, of its cfg; names; suppression, None without NMS in its graph.
     """
 
-    path, names, suppression = "", None, None
+    names = suppression = None
 
     def read(self, text, name):
         network = parse_cfg(text, name)
@@ -76,7 +76,7 @@ class OtherNetwork:
         if self.suppression is None:
             boxes, scores = self(images)
             index, rows, labels = (scores > thresh).nonzero(as_tuple=True)
-            found = [index, boxes[index, rows], scores[index, rows, labels], labels, rows]
+            boxes, scores = boxes[index, rows], scores[index, rows, labels]
         else:
             least, fixed = self.suppression
             if thresh < least or nms_thresh != fixed:
@@ -86,11 +86,10 @@ class OtherNetwork:
                 )
             nms_thresh, (boxes, scores, labels, index) = 0, self(images)
             rows = boxes.unique(dim=0, return_inverse=True)[1]  # the classes of a box share it
-            found = [each[scores > thresh] for each in (index, boxes, scores, labels, rows)]
-        found[1] = xyxy_to_cxcywh(found[1])
-        size = (self.net.width, self.net.height)
+        columns, head = (index, xyxy_to_cxcywh(boxes), scores, labels, rows), self.heads[-1]
+        above = [each[scores > thresh] for each in columns]  # all of them without NMS in the graph
         return detections_from_candidates(
-            Candidates(*found), self.heads[-1], image_sizes, size, nms_thresh, letter_box
+            above, head, image_sizes, head.size, nms_thresh, letter_box
         )
 
 
@@ -107,27 +106,21 @@ class OpenCvNetwork(OtherNetwork):
         self.read(text, str(cfg))
         text = text.replace("[yolo]", "[yolo]\nthresh=0")  # or scores below 0.2 become 0
         files = np.frombuffer(text.encode(), np.uint8), np.fromfile(weights, np.uint8)
-        self.outputs = [f"yolo_{head.index}" for head in self.heads]
         try:
             self.opencv = cv2.dnn.readNetFromDarknet(*files)
-            self.opencv.forward  # noqa: B018
         except cv2.error as error:
             raise ValueError(
                 f"{cfg}: OpenCV {cv2.__version__} cannot run it: {error.err}"
             ) from None
 
     def __call__(self, images):
-        rows = []
+        rows, outputs = [], [f"yolo_{head.index}" for head in self.heads]
         for image in images.float():
             self.opencv.setInput(image[None].contiguous().numpy())
-            found = self.opencv.forward(self.outputs)
-            # by row, column and anchor -> by anchor, row and column
-            grids = [
-                torch.from_numpy(each).reshape(*head.cells[::-1], len(head.anchors), -1)
-                for head, each in zip(self.heads, found, strict=True)
-            ]
-            rows.append(torch.cat([grid.permute(2, 0, 1, 3).flatten(0, 2) for grid in grids]))
-        rows = torch.stack(rows)
+            for head, found in zip(self.heads, self.opencv.forward(outputs), strict=True):
+                # by cell and anchor -> by anchor and cell
+                rows.extend(found.reshape(-1, len(head.anchors), 5 + head.classes).swapaxes(0, 1))
+        rows = torch.from_numpy(np.concatenate(rows)).unflatten(0, (len(images), -1))
         return cxcywh_to_xyxy(rows[..., :4]), rows[..., 5:]
 
 
@@ -139,30 +132,25 @@ def opencv_difference(cfg, weights, images):
     theirs = OpenCvNetwork(cfg, weights)(images)
     model, _ = load_network(weights, cfg)
     for module in model.eval().modules():
-        if hasattr(module, "eps"):
-            module.eps = 1e-6
+        module.eps = 1e-6  # only batch normalisation looks at it
     pairs = zip(theirs, Decoding(model)(images), strict=True)
     return max(largest_difference(their.numpy(), our.numpy()) for their, our in pairs)
 
 
 class OnnxNetwork(OtherNetwork):
     """A file by `export_onnx` in ONNX Runtime on the CPU.
+    Raises ValueError without ONNX Runtime and for any other file."""
 
-    threads: 0 leaves their number to ONNX Runtime.  Raises ValueError without ONNX Runtime and for
-    any other file.
-    """
-
-    def __init__(self, path, threads=0):
+    def __init__(self, path):
         try:
             import onnxruntime
         except ImportError:
             raise ValueError(f"{path}: needs ONNX Runtime: {INSTALL}") from None
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.log_severity_level = threads, 3
+        options.log_severity_level, self.path = 3, path
         content = Path(path).read_bytes()  # ONNX Runtime has trouble with some paths
-        providers, self.path = ["CPUExecutionProvider"], path
         try:
-            self.session = onnxruntime.InferenceSession(content, options, providers=providers)
+            self.session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
             written = self.session.get_modelmeta().custom_metadata_map
         except Exception as error:  # a class of its own for each reason, none of them public
             reason = str(error).partition("\n")[0][:160] or type(error).__name__
@@ -177,7 +165,7 @@ class OnnxNetwork(OtherNetwork):
     def __call__(self, images):
         """images (B, C, h, w) float, of the cfg's size -> the outputs that `export_onnx` names."""
         outputs = self.session.run(None, {"images": images.contiguous().numpy()})
-        return [torch.from_numpy(output) for output in outputs]
+        return list(map(torch.from_numpy, outputs))
 
 
 class Decoding(nn.Module):
@@ -192,8 +180,7 @@ class Decoding(nn.Module):
         self.model = model
 
     def forward(self, images):
-        logits = self.model(images)
-        decoded = [decode(*each) for each in zip(logits, self.model.heads, strict=True)]
+        decoded = list(map(decode, self.model(images), self.model.heads))
         boxes = torch.cat([each.boxes.flatten(1, 3) for each in decoded], 1)
         scores = torch.cat([class_scores(each).flatten(1, 3) for each in decoded], 1)
         return cxcywh_to_xyxy(boxes), scores
@@ -215,17 +202,17 @@ def export_onnx(
     was.
     """
     packages = "onnx", "onnxscript", "onnxruntime"
-    if missing := [package for package in packages if find_spec(package) is None]:
+    if missing := [package for package in packages if not find_spec(package)]:
         raise ValueError(f"{path}: needs {', '.join(missing)}: {INSTALL}")
     import onnx
 
-    net, names = model.net, names_of_classes(names, model.heads[-1].classes, path)
-    metadata = {"cfg": format_cfg(net, model.sections)}
+    names = names_of_classes(names, model.heads[-1].classes, path)
+    metadata = {"cfg": format_cfg(model.net, model.sections)}
     metadata["names"] = json.dumps(names, ensure_ascii=False)
     if suppression:
-        metadata |= {key: str(value) for key, value in suppression._asdict().items()}
+        metadata |= zip(Suppression._fields, map(str, suppression), strict=True)
     decoding, seed = Decoding(model.fuse()).cpu(), torch.Generator().manual_seed(0)
-    images = torch.rand(2, net.channels, net.height, net.width, generator=seed)
+    images = torch.rand(2, *model.plan[0].input_shape, generator=seed)
     expected = decoding(images)
     predictions = expected[0].shape[1]
     exported = _trace(decoding, images, "_all" if suppression else "")
@@ -235,8 +222,8 @@ def export_onnx(
         network = OnnxNetwork(beside)
         found = zip(expected, network(images), network(images[:1]), strict=True)
         boxes, scores = (
-            largest_difference(torch.cat((two, one)).numpy(), torch.cat((e, e[:1])).numpy())
-            for e, two, one in found
+            largest_difference(torch.cat((two, one)).numpy(), wanted[[0, 1, 0]].numpy())
+            for wanted, two, one in found
         )
         if max(boxes, scores) > LIMIT:
             raise ValueError(
@@ -244,12 +231,10 @@ def export_onnx(
                 f"{scores:.2g}, expected at most {LIMIT:g}"
             )
         if suppression:
-            text = NMS.format(most=predictions, least=suppression[0], iou=suppression[1])
-            nms, graph = onnx.parser.parse_model(text).graph, exported.graph
-            graph.node.extend(nms.node)
-            graph.initializer.extend(nms.initializer)
-            del graph.output[:]
-            graph.output.extend(nms.output)
+            text = NMS.format(most=predictions, **suppression._asdict())
+            nms = onnx.parser.parse_model(text).graph
+            del exported.graph.output[:], nms.input[:]
+            exported.graph.MergeFrom(nms)
             onnx.save(exported, beside)
             OnnxNetwork(beside)(images)
     return Exported(predictions, boxes, scores)
@@ -262,7 +247,7 @@ def _trace(decoding, images, suffix):
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
             decoding, (images,), dynamo=True, opset_version=OPSET, input_names=["images"],
-            output_names=["boxes" + suffix, "scores" + suffix],
+            output_names=[f"boxes{suffix}", f"scores{suffix}"],
             dynamic_shapes={"images": {0: batch}}, verbose=False,
         )  # fmt: skip
     exported = program.model_proto
