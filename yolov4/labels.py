@@ -88,12 +88,12 @@ class Tree:
         Of several the one that shares most with it, then with the path `near`; None if unclear."""
         name, *above = (*PureWindowsPath(written.split("?d=")[-1].lower()).parts[::-1], "")
         near, ranked = {*near.parts, "images", "JPEGImages"}, defaultdict(list)
-        for file in self.named.get(name) or self.named.get(unquote(name), ()):
+        for file in self.named[name] or self.named[unquote(name)]:
             if file.suffix.lower() in suffixes:
                 folders = map(str.lower, file.parts[-2::-1])
                 alike = sum(map(str.__eq__, folders, above))
                 ranked[alike, len(near.intersection(file.parts))].append(file)
-        best = ranked[max(ranked)] if ranked else []
+        best = ranked[max(ranked, default=None)]
         return best[0] if len(best) == 1 else None
 
     def set_of(self, file):
@@ -136,8 +136,7 @@ class Conversion:
     def write(self, path, lines):
         path = self.out / path
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = "".join(f"{line}\n" for line in lines)
-        path.write_text(text, encoding="utf-8", newline="\n")
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
         return path
 
     def place(self, image):
@@ -191,9 +190,10 @@ class Conversion:
             for folder in rows if self.kind == "voc" else ["labels"]:
                 self.write(self.label(place, folder), rows[folder])
         if not self.boxes.total():
+            found = f"{self.root}: {self.what}: no boxes"
             expected = "expected VOC XML, COCO JSON or YOLO labels, and their images"
-            found = [f"{self.root}: {self.what}: no boxes, {expected}"]
-            raise ValueError("; ".join(found + self.report()[1 + len(self.names) :]))
+            problems = self.report()[1 + len(self.names) :]
+            raise ValueError("; ".join([f"{found}, {expected}", *problems]))
         if all(max(box) > 2 for objects in self.objects.values() for *_, box in objects):
             raise ValueError(f"{self.root}: {IN_PIXELS}")
         train, valid = self._split()
@@ -203,9 +203,13 @@ class Conversion:
             if self.kind == "voc":
                 apart = (self.label(place, "difficult") for place in places)
                 self.write(f"difficult_{name}.txt", apart)
-        lines = [f"classes = {len(self.names)}"]
-        lines += [f"train = {self.out / train}.txt", f"valid = {self.out / valid}.txt"]
-        lines += [f"names = {self.write(f'{self.kind}.names', self.names)}", "backup = backup"]
+        lines = [
+            f"classes = {len(self.names)}",
+            f"train = {self.out / train}.txt",
+            f"valid = {self.out / valid}.txt",
+            f"names = {self.write(f'{self.kind}.names', self.names)}",
+            "backup = backup",
+        ]
         if self.kind == "voc":
             lines.append(f"# difficult = {self.out / f'difficult_{valid}'}.txt")
         self.data = self.write(f"{self.kind}.data", lines)
@@ -224,20 +228,23 @@ class Conversion:
         for train, valid in map(str.split, PAIRS):
             if train in sets and valid in sets:
                 return train, valid
-        chosen = [kinds["train"] or kinds["trainval"], kinds["val"] or kinds["test"]]
-        if not all(chosen):
-            images = sorted(self.objects, key=_hashed)
-            labelled = [image for image in images if self.objects[image]]
-            valid = [image for image in images if _hashed(image)[0] < 0.1]
-            valid = valid if {*valid} & {*labelled} else labelled[:1]
-            sets["train"] = sorted({*images} - {*valid}) or images
-            sets["valid"], chosen = sorted(valid), [["train"], ["valid"]]
-            self.what += ", one set: every tenth image is for validation"
-        for name, members in zip(("train", "valid"), chosen, strict=True):
-            if len(members) > 1:
-                sets[name] = [image for member in members for image in sets[member]]
-                members[:] = [name]
-        return chosen[0][0], chosen[1][0]
+        train, valid = kinds["train"] or kinds["trainval"], kinds["val"] or kinds["test"]
+        if train and valid:
+            return self._join("train", train), self._join("valid", valid)
+        images = sorted(self.objects, key=_hashed)
+        tenth = [image for image in images if _hashed(image)[0] < 0.1]
+        if not any(map(self.objects.get, tenth)):
+            tenth = [image for image in images if self.objects[image]][:1]
+        sets["train"], sets["valid"] = sorted({*images} - {*tenth}) or images, sorted(tenth)
+        self.what += ", one set: every tenth image is for validation"
+        return "train", "valid"
+
+    def _join(self, name, members):
+        """The name of the only set of `members`, else of one with the images of all of them."""
+        if len(members) == 1:
+            return members[0]
+        self.sets[name] = [image for member in members for image in self.sets[member]]
+        return name
 
 
 def _hashed(image):
@@ -256,7 +263,7 @@ def hard_link(source, target):
 def link(source, target):
     """Makes `target` show the images of a folder: a link, or a copy where none is allowed."""
     source = source.resolve()
-    if target.exists() and target.resolve() == source:
+    if target.resolve() == source:
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.is_symlink():
@@ -288,10 +295,9 @@ def read_voc(found, tree, wanted=None):
     # person_train and so on repeat the images for each class
     plain = [name for name in lists if not re.search("[^0-9]_(train|val|trainval|test)$", name)]
     written = [
-        (name, line.strip(), lists[name].parents[2] / "JPEGImages")
+        (name, line, lists[name].parents[2] / "JPEGImages")
         for name in wanted or plain or lists
-        for line in read_text(lists[name]).splitlines()
-        if line.strip()
+        for line in read_names(lists[name])
     ] or [("", file.stem, file) for file in tree.having("*.xml")]
     for name, line, near in written:
         image = tree.find(line, near) or tree.find(re.sub(r"\s+-?\d+$", "", line), near)
@@ -515,8 +521,9 @@ def convert(sources, out=None, *, sets=None, names=None, keep_difficult=False, b
     beside: hard_link or shutil.copyfile, for images and labels in one folder, as Darknet has them.
     Raises ValueError if there is nothing to convert, OSError if a file cannot be written."""
     files = [_absolute(source) for source in sources]
-    if missing := [file for file in files if not file.exists()]:
-        raise ValueError(f"{missing[0]}: no such file or folder")
+    for file in files:
+        if not file.exists():
+            raise ValueError(f"{file}: no such file or folder")
     folder = files[-1] if files[-1].is_dir() else files[0].parent
     folder = folder.parent if folder.name == "annotations" else folder
     out = _absolute(out or Path("data", folder.name))
@@ -543,7 +550,7 @@ def convert(sources, out=None, *, sets=None, names=None, keep_difficult=False, b
     elif having(".xml"):
         found.kind, found.what = "voc", "VOC XML"
         read_voc(found, tree, sets)
-        if names is None and "/VOC20" in "".join(image.as_posix() for image in found.objects):
+        if names is None and "/VOC20" in str([*found.objects]):
             names = read_names(CONFIGS / "voc.names")
     else:
         read_yolo(found, tree, names)
@@ -556,12 +563,12 @@ def download_voc(root):
     root: VOCdevkit, or the folder that holds it.  Raises ValueError or OSError."""
     from torchvision.datasets.voc import DATASET_YEAR_DICT  # takes a second
 
-    root = Path(os.path.abspath(root))
+    root = _absolute(root)
     devkit = root if root.name == "VOCdevkit" else root / "VOCdevkit"
     for key, (folder, name, size) in ARCHIVES.items():
-        listed = devkit / folder / "ImageSets" / "Main" / f"{name}.txt"
+        listed = devkit / folder / f"ImageSets/Main/{name}.txt"
         stems = listed.read_text().split() if listed.exists() else [""]
-        if all((devkit / folder / "JPEGImages" / f"{stem}.jpg").exists() for stem in stems):
+        if all((devkit / folder / f"JPEGImages/{stem}.jpg").exists() for stem in stems):
             continue
         known = DATASET_YEAR_DICT[key]
         remote = Remote((known["url"], MIRROR + known["filename"]), size, known["md5"])
