@@ -19,7 +19,7 @@ import shutil
 import tarfile
 import zlib
 from collections import Counter, defaultdict
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PureWindowsPath
 from urllib.parse import unquote
 from xml.etree import ElementTree
@@ -77,7 +77,6 @@ class Tree:
         for file in self.files:
             for name in {file.name.lower(), file.stem.lower()}:
                 self.named[name].append(file)
-        self.images = [file for file in self.files if file.suffix.lower() in IMAGES]
 
     def having(self, *patterns):
         """Files by pattern, those of the first pattern first."""
@@ -102,15 +101,16 @@ class Tree:
         return next((name for name in folders if KIND.search(name.lower())), "all")
 
 
-class Conversion:
-    """What was read from `root` and written to `out`.  kind: voc, coco or yolo; what: in words.
+class Conversion(Tree):
+    """The files of a data set, what was read from them and written to `out`.  kind: voc, coco or
+    yolo; what: in words.
 
     sets: name -> images; objects: image -> (class name, difficult, relative cx, cy, w, h) of each;
     names, boxes: of the classes; problems: what was left out or changed -> where."""
 
     def __init__(self, root, out, beside=None):
-        self.root, self.out, self.kind, self.what = root, out, "yolo", "YOLO labels"
-        self.beside = beside
+        super().__init__(root, out)
+        self.out, self.beside, self.kind, self.what = out, beside, "yolo", "YOLO labels"
         self.sets, self.objects, self.problems = defaultdict(list), {}, defaultdict(list)
         self.names, self.boxes, self.places, self.data = [], Counter(), {}, None
 
@@ -180,12 +180,12 @@ class Conversion:
             place, rows = self.place(image), {"labels": [], "difficult": []}
             for name, difficult, box in objects:
                 if name in self.names:
+                    apart = difficult and not keep_difficult
                     row = " ".join(map(str, (self.names.index(name), *box)))
-                    if difficult and not keep_difficult:
-                        rows["difficult"].append(row)
+                    rows["difficult" if apart else "labels"].append(row)
+                    if apart:
                         self.problems["difficult objects, kept apart"].append(image.name)
                     else:
-                        rows["labels"].append(row)
                         self.boxes[name] += 1
             for folder in rows if self.kind == "voc" else ["labels"]:
                 self.write(self.label(place, folder), rows[folder])
@@ -274,52 +274,52 @@ def link(source, target):
         shutil.copytree(source, target, dirs_exist_ok=True)
 
 
-def image_size(image, width, height):
-    """(width, height) as numbers; of the image itself where they are none."""
-    try:
-        size = round(float(width)), round(float(height))
-    except (TypeError, ValueError, OverflowError):
-        size = 0, 0
-    return size if 0 < min(size) <= max(size) < LARGEST else load_image(image).shape[1::-1]
+def image_size(image, sides):
+    """Width and height as numbers; of the image itself where they are none."""
+    with suppress(TypeError, ValueError, OverflowError):
+        size = [round(float(side)) for side in sides]
+        if 0 < min(size) <= max(size) < LARGEST:
+            return size
+    return load_image(image).shape[1::-1]
 
 
-def read_voc(found, tree, wanted=None):
+def read_voc(found, wanted=None):
     """XML, in the sets of ImageSets/Main where there are such, else of folders by their names."""
     lists = {}
-    for file in tree.having("ImageSets/Main/*.txt"):
+    for file in found.having("ImageSets/Main/*.txt"):
         folder = file.parents[2]
-        year = "" if folder == tree.root else f"{folder.name.removeprefix('VOC')}_"
+        year = "" if folder == found.root else f"{folder.name.removeprefix('VOC')}_"
         lists[year + file.stem] = file
     if missing := set(wanted or ()) - lists.keys():
-        raise ValueError(f"{tree.root}: no set {', '.join(missing)}, there are {', '.join(lists)}")
+        raise ValueError(f"{found.root}: no set {', '.join(missing)}, there are {', '.join(lists)}")
     # person_train and so on repeat the images for each class
     plain = [name for name in lists if not re.search("[^0-9]_(train|val|trainval|test)$", name)]
     written = [
         (name, line, lists[name].parents[2] / "JPEGImages")
         for name in wanted or plain or lists
         for line in read_names(lists[name])
-    ] or [("", file.stem, file) for file in tree.having("*.xml")]
+    ] or [("", file.stem, file) for file in found.having("*.xml")]
     for name, line, near in written:
-        image = tree.find(line, near) or tree.find(re.sub(r"\s+-?\d+$", "", line), near)
+        image = found.find(line, near) or found.find(re.sub(r"\s+-?\d+$", "", line), near)
         if not image:
             found.problems[NO_IMAGE].append(line)
             continue
         with found.leaving_out("images without usable annotations", None):
             if image not in found.objects:
-                xml = tree.find(image.stem, image, [".xml"]) or image.with_suffix(".xml")
+                xml = found.find(image.stem, image, [".xml"]) or image.with_suffix(".xml")
                 found.objects[image] = _voc_objects(found, image, xml)
-            found.sets[name or tree.set_of(image)].append(image)
+            found.sets[name or found.set_of(image)].append(image)
 
 
 def _voc_objects(found, image, path):
     """Class name, difficult, box of each object in an XML."""
-    size, objects = read_annotation(path, found.problems)
-    size, rows = image_size(image, *size), []
+    sides, objects = read_annotation(path, found.problems)
+    (width, height), rows = image_size(image, sides), []
     for name, difficult, (xmin, ymin, xmax, ymax) in objects:
         if xmin < xmax and ymin < ymax:
             # Darknet's script: one pixel off the centre, because VOC counts from 1
-            box = (xmin + xmax) / 2 - 1, (ymin + ymax) / 2 - 1, xmax - xmin, ymax - ymin
-            box = [value / side for value, side in zip(box, size * 2, strict=True)]
+            cx, cy = (xmin + xmax) / 2 - 1, (ymin + ymax) / 2 - 1
+            box = cx / width, cy / height, (xmax - xmin) / width, (ymax - ymin) / height
             rows.append((name, difficult, box))
         else:
             found.problems["boxes of zero size"].append(f"{path}: {name}")
@@ -328,7 +328,7 @@ def _voc_objects(found, image, path):
 
 def read_annotation(path, problems=None):
     """A VOC XML: width and height of the image as they are written, and a list of its objects:
-    class name, difficult, (xmin, ymin, xmax, ymax) in pixels that count from 1.
+    class name, difficult, [xmin, ymin, xmax, ymax] in pixels that count from 1.
 
     Raises ValueError for a file that is no such XML, and for an object without a name or a box,
     which goes to `problems` if there is such a dict of lists."""
@@ -343,7 +343,7 @@ def read_annotation(path, problems=None):
             if not all(abs(edge) < LARGEST for edge in edges):  # nor nan
                 raise ValueError
             difficult = item.findtext("difficult", "").strip().lower() in ("1", "true")
-            objects.append((item.findtext("name").strip(), difficult, tuple(edges)))
+            objects.append((item.findtext("name").strip(), difficult, edges))
         except (AttributeError, TypeError, ValueError):
             problem = f"{path}: object {number}"
             if problems is None:
@@ -388,21 +388,21 @@ def _without_outline(entry):
     return entry
 
 
-def read_coco(found, tree, path, images, annotations, classes):
+def read_coco(found, path, images, annotations, classes):
     """One COCO JSON; its set is that of its name, else of its folder."""
     name = path.stem.removeprefix("instances_")
-    name = name if KIND.search(name.lower()) else tree.set_of(path)
+    name = name if KIND.search(name.lower()) else found.set_of(path)
     found.names += [each for each in classes.values() if each not in found.names]
     known = {}  # by id: image, width, height; None where it is left out
     for count, entry in enumerate(images, 1):
-        image, key = tree.find(str(entry.get("file_name")), path.with_name(name)), entry.get("id")
+        image, key = found.find(str(entry.get("file_name")), path.with_name(name)), entry.get("id")
         where = f"{path}: image {count}: {str(entry)[:120]}"
         if not image:
             found.problems[NO_IMAGE].append(where)
         with found.leaving_out("images without an id and a file of their own", where):
             if image in found.objects or key in known:
                 raise ValueError
-            known[key] = image and (image, *image_size(image, *map(entry.get, SIDES)))
+            known[key] = image and (image, *image_size(image, map(entry.get, SIDES)))
             if image:
                 found.objects[image] = []
                 found.sets[name].append(image)
@@ -437,13 +437,14 @@ def read_yaml(path):
     return data if isinstance(data, dict) and {"names", "train"} <= data.keys() else None
 
 
-def read_yolo(found, tree, given, source=None):
+def read_yolo(found, given, source=None):
     """Label files, in the sets of a .data or .yaml file, else of folders by their names; or a list
     with boxes behind each image."""
     suffix, lists, base, boxed = source and source.suffix.lower(), {}, source, {}
     if suffix == ".data":
         lists = read_data(source)
-        found.names = read_names(lists["names"]) if "names" in lists else []
+        if "names" in lists:
+            found.names = read_names(lists["names"])
         lists = {key: value for key, value in lists.items() if key not in NO_SETS}
     elif suffix in YAML:
         lists = read_yaml(source)
@@ -453,33 +454,29 @@ def read_yolo(found, tree, given, source=None):
         base = home / source.name if home.is_dir() else source
         lists = {key: lists.get(key) for key in ("train", "val", "test")}
     elif suffix == ".txt":
-        for line in read_text(source).splitlines():
-            boxes = BOXES.search(line.rstrip())
-            image = _absolute(locate(line[: boxes and boxes.start()].strip(), source))
+        for line in read_names(source):
+            boxes = BOXES.search(line)
+            image = _absolute(locate(line[: boxes and boxes.start()], source))
             found.sets["all"].append(image)
             if boxes:
                 boxed[image] = boxes[0].split()
     else:
-        for image in tree.images:
-            found.sets[tree.set_of(image)].append(image)
+        for file in found.files:
+            if file.suffix.lower() in IMAGES:
+                found.sets[found.set_of(file)].append(file)
     for name, entries in lists.items():
         for entry in [entries] if isinstance(entries, str) else entries or ():
-            glob = "*" in entry
-            place = base.parent / entry if glob else locate(entry, base)
-            if glob or place.exists():
+            place = base.parent / entry if "*" in entry else locate(entry, base)
+            if "*" in entry or place.exists():
                 found.sets[name] += map(_absolute, read_image_list(place))
-    if not (given or found.names) and (files := tree.having(*CLASS_LISTS)):
-        given = read_names(files[0])
-    found.names = given or found.names
-    rows = {}
+    files, rows = found.having(*CLASS_LISTS), {}
+    found.names = given or found.names or (read_names(files[0]) if files else [])
     for image in {image: None for images in found.sets.values() for image in images}:
         with found.leaving_out("images without usable labels", None):
-            rows[image] = (
-                [*_boxes(image, boxed[image])] if image in boxed else _rows(found, tree, image)
-            )
+            rows[image] = [*_boxes(image, boxed[image])] if image in boxed else _rows(found, image)
     if not found.names:
         most = max((label for own in rows.values() for label, *_ in own), default=-1)
-        found.names = [str(label) for label in range(most + 1)]
+        found.names = [*map(str, range(most + 1))]
     for image, own in rows.items():
         found.objects[image] = objects = []
         for label, *box in own:
@@ -487,12 +484,12 @@ def read_yolo(found, tree, given, source=None):
                 objects.append((found.names[label], False, box))
 
 
-def _rows(found, tree, image):
+def _rows(found, image):
     """Class, cx, cy, w, h of each object in the label file of an image, wherever that lies."""
     if not image.is_file():
         raise ValueError(f"{image}: no such file")
     path = label_path(image)
-    path = path if path.exists() else tree.find(image.stem, image, [".txt"])
+    path = path if path.exists() else found.find(image.stem, image, [".txt"])
     if not path:
         found.problems["images without a label file, taken as without objects"].append(image)
     return [row for _, row in label_rows(path)] if path else []
@@ -527,9 +524,9 @@ def convert(sources, out=None, *, sets=None, names=None, keep_difficult=False, b
     folder = files[-1] if files[-1].is_dir() else files[0].parent
     folder = folder.parent if folder.name == "annotations" else folder
     out = _absolute(out or Path("data", folder.name))
-    found, tree, parsed = Conversion(folder, out, beside), Tree(folder, out), []
+    found, parsed = Conversion(folder, out, beside), []
     whole = files[0].is_dir()
-    files = tree.files if whole else files
+    files = found.files if whole else files
 
     def having(*suffixes):
         return [file for file in files if file.suffix.lower() in suffixes]
@@ -542,18 +539,18 @@ def convert(sources, out=None, *, sets=None, names=None, keep_difficult=False, b
             parsed.append((file, *read_json(file)))
     if yolo:
         found.what += f" by {yolo[0].name}"
-        read_yolo(found, tree, names, yolo[0])
+        read_yolo(found, names, yolo[0])
     elif parsed:
         found.kind, found.what = "coco", "COCO JSON"
         for each in parsed:
-            read_coco(found, tree, *each)
+            read_coco(found, *each)
     elif having(".xml"):
         found.kind, found.what = "voc", "VOC XML"
-        read_voc(found, tree, sets)
+        read_voc(found, sets)
         if names is None and "/VOC20" in str([*found.objects]):
             names = read_names(CONFIGS / "voc.names")
     else:
-        read_yolo(found, tree, names)
+        read_yolo(found, names)
     return found.finish(names, keep_difficult)
 
 
@@ -567,8 +564,10 @@ def download_voc(root):
     devkit = root if root.name == "VOCdevkit" else root / "VOCdevkit"
     for key, (folder, name, size) in ARCHIVES.items():
         listed = devkit / folder / f"ImageSets/Main/{name}.txt"
-        stems = listed.read_text().split() if listed.exists() else [""]
-        if all((devkit / folder / f"JPEGImages/{stem}.jpg").exists() for stem in stems):
+        images = devkit / folder / "JPEGImages"
+        if listed.exists() and all(
+            (images / f"{stem}.jpg").exists() for stem in read_names(listed)
+        ):
             continue
         known = DATASET_YEAR_DICT[key]
         remote = Remote((known["url"], MIRROR + known["filename"]), size, known["md5"])
