@@ -359,9 +359,9 @@ def training_batches(
     if cache and workers and multiprocessing.get_start_method() != "fork":
         warnings.warn("--cache needs workers that are forked: no images are cached")
         cache = 0.0
-    batches = mini_batches(net, head, seed, start, end, rank, world)
     return DataLoader(
-        TrainingSet(paths, net, head, seed, cache), batch_sampler=batches, collate_fn=collate,
+        TrainingSet(paths, net, head, seed, cache), collate_fn=collate,
+        batch_sampler=mini_batches(net, head, seed, start, end, rank, world),
         num_workers=workers, persistent_workers=workers > 0, worker_init_fn=_start_worker,
         pin_memory=pin_memory,
     )  # fmt: skip

@@ -149,14 +149,14 @@ class Conversion(Tree):
             kind = "JPEGImages" if folder.name == "JPEGImages" else "images"
             kind = "" if self.beside else kind
             # labels never go beside the images that are read
-            while home / kind == folder or home / kind in self.places.values():
+            while home / kind in (folder, *self.places.values()):
                 home = home.with_name(f"{home.name}_2")
+            home.mkdir(parents=True, exist_ok=True)
             self.places[folder] = home / kind
             if not self.beside:
                 link(folder, home / kind)
         place = self.places[folder] / image.name
         if self.beside and not place.exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
             self.beside(image.resolve(), place)
         return place
 
@@ -231,11 +231,11 @@ class Conversion(Tree):
         train, valid = kinds["train"] or kinds["trainval"], kinds["val"] or kinds["test"]
         if train and valid:
             return self._join("train", train), self._join("valid", valid)
-        images = sorted(self.objects, key=_hashed)
-        tenth = [image for image in images if _hashed(image)[0] < 0.1]
+        tenth = [image for image in self.objects if _hashed(image) < 0.1]
         if not any(map(self.objects.get, tenth)):
-            tenth = [image for image in images if self.objects[image]][:1]
-        sets["train"], sets["valid"] = sorted({*images} - {*tenth}) or images, sorted(tenth)
+            tenth = [min(filter(self.objects.get, self.objects), key=_hashed)]
+        sets["train"] = sorted(self.objects.keys() - tenth or tenth)
+        sets["valid"] = sorted(tenth)
         self.what += ", one set: every tenth image is for validation"
         return "train", "valid"
 
@@ -249,7 +249,7 @@ class Conversion(Tree):
 
 def _hashed(image):
     """A number in 0..1 that depends on the file name alone."""
-    return zlib.crc32(image.name.encode("utf-8", "replace")) / 2**32, image.name
+    return zlib.crc32(image.name.encode("utf-8", "replace")) / 2**32
 
 
 def hard_link(source, target):
@@ -265,7 +265,6 @@ def link(source, target):
     source = source.resolve()
     if target.resolve() == source:
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
     if target.is_symlink():
         target.unlink()
     try:
@@ -492,7 +491,8 @@ def _rows(found, image):
     path = path if path.exists() else found.find(image.stem, image, [".txt"])
     if not path:
         found.problems["images without a label file, taken as without objects"].append(image)
-    return [row for _, row in label_rows(path)] if path else []
+        return []
+    return [row for _, row in label_rows(path)]
 
 
 def _boxes(image, groups):
@@ -523,7 +523,7 @@ def convert(sources, out=None, *, sets=None, names=None, keep_difficult=False, b
             raise ValueError(f"{file}: no such file or folder")
     folder = files[-1] if files[-1].is_dir() else files[0].parent
     folder = folder.parent if folder.name == "annotations" else folder
-    out = _absolute(out or Path("data", folder.name))
+    out = _absolute(out or f"data/{folder.name}")
     found, parsed = Conversion(folder, out, beside), []
     whole = files[0].is_dir()
     files = found.files if whole else files
@@ -570,8 +570,8 @@ def download_voc(root):
         ):
             continue
         known = DATASET_YEAR_DICT[key]
-        remote = Remote((known["url"], MIRROR + known["filename"]), size, known["md5"])
-        archive = download(remote, devkit / known["filename"])
+        urls = known["url"], MIRROR + known["filename"]
+        archive = download(Remote(urls, size, known["md5"]), devkit / known["filename"])
         print(f"{archive}: unpacking", flush=True)
         with tarfile.open(archive) as tar:
             tar.extractall(devkit.parent, filter="data")
