@@ -340,8 +340,10 @@ def mini_batches(net, head, seed, start, end, rank=0, world=1):
     t * batch ... in `subdivisions` mini-batches, in equal runs over the ranks."""
     subdivisions = max(net.subdivisions, world)
     if net.batch % subdivisions or subdivisions % world:
-        found = f"batch={net.batch}, subdivisions={subdivisions}, {world} processes"
-        raise ValueError(f"[net]: {found}: each has to be a multiple of the next")
+        raise ValueError(
+            f"[net]: batch={net.batch}, subdivisions={subdivisions}, {world} processes: "
+            "each has to be a multiple of the next"
+        )
     rows, share = net.batch // subdivisions, net.batch // world
     for iteration in range(start, end):
         size = training_size(net, head, iteration, seed)

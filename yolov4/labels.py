@@ -95,9 +95,13 @@ class Tree:
         best = ranked[max(ranked, default=None)]
         return best[0] if len(best) == 1 else None
 
+    def folders(self, file):
+        """The names of the folders between the root and a file."""
+        return file.relative_to(self.root).parts[:-1] if self.root in file.parents else ()
+
     def set_of(self, file):
         """The set that a file belongs to: its innermost folder that is called so, else `all`."""
-        folders = file.relative_to(self.root).parts[-2::-1] if self.root in file.parents else ()
+        folders = reversed(self.folders(file))
         return next((name for name in folders if KIND.search(name.lower())), "all")
 
 
@@ -143,8 +147,7 @@ class Conversion(Tree):
         """The path of an image in `out`, where its folder is linked to."""
         folder = image.parent
         if folder not in self.places:
-            inside = folder.relative_to(self.root).parts if self.root in image.parents else ()
-            tags = [part for part in inside if part not in ("images", "JPEGImages")]
+            tags = [name for name in self.folders(image) if name not in ("images", "JPEGImages")]
             home = self.out.joinpath(*tags or [self.root.name])
             kind = "JPEGImages" if folder.name == "JPEGImages" else "images"
             kind = "" if self.beside else kind
@@ -522,7 +525,8 @@ def convert(sources, out=None, *, sets=None, names=None, keep_difficult=False, b
         if not file.exists():
             raise ValueError(f"{file}: no such file or folder")
     folder = files[-1] if files[-1].is_dir() else files[0].parent
-    folder = folder.parent if folder.name == "annotations" else folder
+    if folder.name == "annotations":
+        folder = folder.parent
     out = _absolute(out or f"data/{folder.name}")
     found, parsed = Conversion(folder, out, beside), []
     whole = files[0].is_dir()
@@ -560,8 +564,9 @@ def download_voc(root):
     root: VOCdevkit, or the folder that holds it.  Raises ValueError or OSError."""
     from torchvision.datasets.voc import DATASET_YEAR_DICT  # takes a second
 
-    root = _absolute(root)
-    devkit = root if root.name == "VOCdevkit" else root / "VOCdevkit"
+    devkit = _absolute(root)
+    if devkit.name != "VOCdevkit":
+        devkit /= "VOCdevkit"
     for key, (folder, name, size) in ARCHIVES.items():
         listed = devkit / folder / f"ImageSets/Main/{name}.txt"
         images = devkit / folder / "JPEGImages"
