@@ -13,8 +13,6 @@ import signal
 import sys
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 from urllib.request import urlopen
@@ -27,6 +25,7 @@ from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset
 
 from yolov4 import augment
+from yolov4.cfg import read_names
 from yolov4.files import locate, read_text
 
 LARGEST = 1 << 24  # value in a label: what float32 holds exactly
@@ -65,14 +64,12 @@ def label_path(image_path):
 def read_image_list(path):
     """Image paths: of a list, one per line and resolved by `locate`; of a folder and all below it;
     of a glob.  Raises ValueError where there are none, and for lists with boxes in them."""
-    folder = Path(path).is_dir()
-    if folder or (glob.has_magic(str(path)) and not os.path.exists(path)):
-        pattern = f"{glob.escape(str(path))}/**" if folder else str(path)
+    pattern = f"{glob.escape(str(path))}/**" if Path(path).is_dir() else str(path)
+    if glob.has_magic(pattern) and not os.path.isfile(path):
         found = sorted(glob.glob(pattern, recursive=True))
         images = [Path(file) for file in found if file.lower().endswith(IMAGES)]
     else:
-        lines = filter(None, map(str.strip, read_text(path).splitlines()))
-        images = [locate(line, path) for line in lines]
+        images = [locate(name, path) for name in read_names(path)]
     if not images or not all(0 < len(image.name.encode()) < 256 for image in images):
         raise ValueError(f"{path}: found no image path or one without a usable name")
     if BOXES.search(str(images[0])):
@@ -108,8 +105,9 @@ def label_rows(path):
                 warnings.warn("label rows with polygons: taken as their boxes")
                 row = [row[0], *outline_box(row[1::2], row[2::2])]
             if len(row) != 5 or row[0] < 0 or not all(abs(value) <= LARGEST for value in row):
-                found = f'{path}:{number}: found "{line.strip()[:60]}"'
-                raise ValueError(f'{found}, expected "class cx cy w h"')
+                raise ValueError(
+                    f'{path}:{number}: found "{line.strip()[:60]}", expected "class cx cy w h"'
+                )
             yield number, row
 
 
@@ -141,30 +139,26 @@ def as_seen(image, channels):
     return cv2.cvtColor(cv2.cvtColor(image, cv2.COLOR_BGR2GRAY), cv2.COLOR_GRAY2BGR)
 
 
-@dataclass
 class DatasetReport:
-    """What `inspect` found.  usable: images that exist and look like images; boxes: count of each
-    class; findings: what is wrong -> the paths or `file:line: found ...` of it."""
+    """What `inspect` found.  usable: images that exist and look like images; empty: count of label
+    files without boxes; boxes: count of each class; in_pixels: every box has a value above 2;
+    sides: longer one of each box, in pixels of the network input of `size`;
+    findings: what is wrong -> the paths or `file:line: found ...` of it."""
 
-    source: str
-    names: Sequence[str]
-    size: tuple[int, int]  # of the network input
-    usable: list[Path] = field(default_factory=list)
-    empty: int = 0
-    boxes: Counter[int] = field(default_factory=Counter)
-    large: int = 0  # boxes with a value above 2
-    sides: list[float] = field(default_factory=list)  # longer one of each box, network pixels
-    findings: dict[str, list] = field(default_factory=lambda: defaultdict(list))
+    def __init__(self, source, names, size):
+        self.source, self.names, self.size = source, names, size
+        self.usable, self.empty, self.boxes, self.in_pixels = [], 0, Counter(), True
+        self.sides, self.findings = [], defaultdict(list)
 
     def lines(self):
         """The report for the screen, one string per line."""
         usable, counts = len(self.usable), [self.boxes[index] for index in range(len(self.names))]
         labelled = usable - self.empty - len(self.findings.get(NO_LABELS, []))
         head = f"{usable} images, {labelled} with boxes, {self.empty} empty"
-        rows = (f"  {name:<16} {n:>7}" for name, n in zip(self.names, counts, strict=True))
-        notes = (f"  {len(f)} {what}, the first: {f[0]}" for what, f in self.findings.items())
-        every = f"  counters_per_class={','.join(map(str, counts))}"
-        lines = [f"{self.source}: {head}, {self.boxes.total()} boxes", *rows, every, *notes]
+        lines = [f"{self.source}: {head}, {self.boxes.total()} boxes"]
+        lines += (f"  {name:<16} {n:>7}" for name, n in zip(self.names, counts, strict=True))
+        lines.append(f"  counters_per_class={','.join(map(str, counts))}")
+        lines += (f"  {len(f)} {what}, the first: {f[0]}" for what, f in self.findings.items())
         if 0 < (side := np.median(self.sides or [0])) < SMALL:
             width, height = (math.ceil(each * SMALL / side / 32) * 32 for each in self.size)
             lines.append(
@@ -178,19 +172,19 @@ class DatasetReport:
         for what in (NO_IMAGE, BAD_CLASS):
             if found := self.findings.get(what):
                 raise ValueError(f"{self.source}: found {len(found)} {what}: {found[0]}")
-        if self.boxes and self.large == self.boxes.total():
-            raise ValueError(f"{self.source}: {IN_PIXELS}")
         if not self.boxes:
             first = self.findings.get(NO_LABELS, ["every label file is empty"])[0]
             raise ValueError(f"{self.source}: found 0 boxes, expected labels with boxes: {first}")
+        if self.in_pixels:
+            raise ValueError(f"{self.source}: {IN_PIXELS}")
 
 
 def inspect(paths, names, size, source="images"):
     """Looks at all images and labels without decoding: first bytes tell whether a file is an image.
     names: of the classes; size: of the network input; source: what the report calls the list."""
-    report = DatasetReport(str(source), names, size)
+    report = DatasetReport(source, names, size)
     findings = report.findings
-    for path in map(Path, paths):
+    for path in paths:
         if not os.path.isfile(path):
             findings[NO_IMAGE].append(path)
             continue
@@ -207,27 +201,28 @@ def inspect(paths, names, size, source="images"):
         for number, (label, *box) in rows:
             where = f"{labels}:{number}: found"
             report.boxes[label] += 1
-            report.large += max(box) > 2
-            report.sides.append(max(box[2] * size[0], box[3] * size[1]))
+            report.in_pixels &= max(box) > 2
+            pixels = box[2] * size[0], box[3] * size[1]
+            report.sides.append(max(pixels))
             if label >= len(names):
                 findings[BAD_CLASS].append(f"{where} class {label}, expected 0..{len(names) - 1}")
             if not all(0 < value <= 1 for value in box):
                 findings["boxes out of range"].append(f"{where} {box}, expected values in 0..1")
-            elif box[2] * size[0] < 1 or box[3] * size[1] < 1:
-                tiny = "boxes below one pixel of the network (not trained)"
-                findings[tiny].append(f"{where} {box[2]} {box[3]}")
+            elif min(pixels) < 1:
+                findings["boxes below one pixel of the network (not trained)"].append(
+                    f"{where} {box[2]} {box[3]}"
+                )
     return report
 
 
 def duplicates(train, valid=()):
     """Lines on images of equal content: copies within a list, and images in both."""
-    paths, sizes, groups = {*train, *valid}, defaultdict(set), defaultdict(lambda: ([], []))
-    for path in paths:
-        sizes[path.stat().st_size].add(path)
-    alone = {path for group in sizes.values() if len(group) == 1 for path in group}
+    sizes = {path: path.stat().st_size for path in (*train, *valid)}
+    counts, groups = Counter(sizes.values()), defaultdict(lambda: ([], []))
     for number, images in enumerate((train, valid)):
         for path in dict.fromkeys(images):
-            same = path if path in alone else hashlib.md5(path.read_bytes()).digest()
+            alone = counts[sizes[path]] == 1
+            same = path if alone else hashlib.md5(path.read_bytes()).digest()
             groups[same][number].append(path)
     found = {
         "images with copies in their list": [g for both in groups.values() for g in both if g[1:]],
@@ -324,9 +319,7 @@ def collate(samples):
     """Samples of one size -> a mini-batch."""
     images, labels, files, faults = zip(*samples, strict=True)
     targets = torch.cat([pad(rows, (1, 0), value=index) for index, rows in enumerate(labels)])
-    return Sample(
-        torch.stack(images), targets, list(files), [fault for each in faults for fault in each]
-    )
+    return Sample(torch.stack(images), targets, files, [fault for each in faults for fault in each])
 
 
 def training_size(net, head, iteration, seed):
@@ -347,8 +340,10 @@ def mini_batches(net, head, seed, start, end, rank=0, world=1):
     t * batch ... in `subdivisions` mini-batches, in equal runs over the ranks."""
     subdivisions = max(net.subdivisions, world)
     if net.batch % subdivisions or subdivisions % world:
-        found = f"batch={net.batch}, subdivisions={subdivisions}, {world} processes"
-        raise ValueError(f"[net]: {found}: each has to be a multiple of the next")
+        raise ValueError(
+            f"[net]: batch={net.batch}, subdivisions={subdivisions}, {world} processes: "
+            "each has to be a multiple of the next"
+        )
     rows, share = net.batch // subdivisions, net.batch // world
     for iteration in range(start, end):
         size = training_size(net, head, iteration, seed)
@@ -366,9 +361,9 @@ def training_batches(
     if cache and workers and multiprocessing.get_start_method() != "fork":
         warnings.warn("--cache needs workers that are forked: no images are cached")
         cache = 0.0
-    batches = mini_batches(net, head, seed, start, end, rank, world)
     return DataLoader(
-        TrainingSet(paths, net, head, seed, cache), batch_sampler=batches, collate_fn=collate,
+        TrainingSet(paths, net, head, seed, cache), collate_fn=collate,
+        batch_sampler=mini_batches(net, head, seed, start, end, rank, world),
         num_workers=workers, persistent_workers=workers > 0, worker_init_fn=_start_worker,
         pin_memory=pin_memory,
     )  # fmt: skip

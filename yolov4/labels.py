@@ -19,7 +19,7 @@ import shutil
 import tarfile
 import zlib
 from collections import Counter, defaultdict
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path, PureWindowsPath
 from urllib.parse import unquote
 from xml.etree import ElementTree
@@ -77,7 +77,6 @@ class Tree:
         for file in self.files:
             for name in {file.name.lower(), file.stem.lower()}:
                 self.named[name].append(file)
-        self.images = [file for file in self.files if file.suffix.lower() in IMAGES]
 
     def having(self, *patterns):
         """Files by pattern, those of the first pattern first."""
@@ -88,29 +87,34 @@ class Tree:
         Of several the one that shares most with it, then with the path `near`; None if unclear."""
         name, *above = (*PureWindowsPath(written.split("?d=")[-1].lower()).parts[::-1], "")
         near, ranked = {*near.parts, "images", "JPEGImages"}, defaultdict(list)
-        for file in self.named.get(name) or self.named.get(unquote(name), ()):
+        for file in self.named[name] or self.named[unquote(name)]:
             if file.suffix.lower() in suffixes:
                 folders = map(str.lower, file.parts[-2::-1])
                 alike = sum(map(str.__eq__, folders, above))
                 ranked[alike, len(near.intersection(file.parts))].append(file)
-        best = ranked[max(ranked)] if ranked else []
+        best = ranked[max(ranked, default=None)]
         return best[0] if len(best) == 1 else None
+
+    def folders(self, file):
+        """The names of the folders between the root and a file."""
+        return file.relative_to(self.root).parts[:-1] if self.root in file.parents else ()
 
     def set_of(self, file):
         """The set that a file belongs to: its innermost folder that is called so, else `all`."""
-        folders = file.relative_to(self.root).parts[-2::-1] if self.root in file.parents else ()
+        folders = reversed(self.folders(file))
         return next((name for name in folders if KIND.search(name.lower())), "all")
 
 
-class Conversion:
-    """What was read from `root` and written to `out`.  kind: voc, coco or yolo; what: in words.
+class Conversion(Tree):
+    """The files of a data set, what was read from them and written to `out`.  kind: voc, coco or
+    yolo; what: in words.
 
     sets: name -> images; objects: image -> (class name, difficult, relative cx, cy, w, h) of each;
     names, boxes: of the classes; problems: what was left out or changed -> where."""
 
     def __init__(self, root, out, beside=None):
-        self.root, self.out, self.kind, self.what = root, out, "yolo", "YOLO labels"
-        self.beside = beside
+        super().__init__(root, out)
+        self.out, self.beside, self.kind, self.what = out, beside, "yolo", "YOLO labels"
         self.sets, self.objects, self.problems = defaultdict(list), {}, defaultdict(list)
         self.names, self.boxes, self.places, self.data = [], Counter(), {}, None
 
@@ -136,28 +140,26 @@ class Conversion:
     def write(self, path, lines):
         path = self.out / path
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = "".join(f"{line}\n" for line in lines)
-        path.write_text(text, encoding="utf-8", newline="\n")
+        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
         return path
 
     def place(self, image):
         """The path of an image in `out`, where its folder is linked to."""
         folder = image.parent
         if folder not in self.places:
-            inside = folder.relative_to(self.root).parts if self.root in image.parents else ()
-            tags = [part for part in inside if part not in ("images", "JPEGImages")]
+            tags = [name for name in self.folders(image) if name not in ("images", "JPEGImages")]
             home = self.out.joinpath(*tags or [self.root.name])
             kind = "JPEGImages" if folder.name == "JPEGImages" else "images"
             kind = "" if self.beside else kind
             # labels never go beside the images that are read
-            while home / kind == folder or home / kind in self.places.values():
+            while home / kind in (folder, *self.places.values()):
                 home = home.with_name(f"{home.name}_2")
+            home.mkdir(parents=True, exist_ok=True)
             self.places[folder] = home / kind
             if not self.beside:
                 link(folder, home / kind)
         place = self.places[folder] / image.name
         if self.beside and not place.exists():
-            place.parent.mkdir(parents=True, exist_ok=True)
             self.beside(image.resolve(), place)
         return place
 
@@ -181,19 +183,20 @@ class Conversion:
             place, rows = self.place(image), {"labels": [], "difficult": []}
             for name, difficult, box in objects:
                 if name in self.names:
+                    apart = difficult and not keep_difficult
                     row = " ".join(map(str, (self.names.index(name), *box)))
-                    if difficult and not keep_difficult:
-                        rows["difficult"].append(row)
+                    rows["difficult" if apart else "labels"].append(row)
+                    if apart:
                         self.problems["difficult objects, kept apart"].append(image.name)
                     else:
-                        rows["labels"].append(row)
                         self.boxes[name] += 1
             for folder in rows if self.kind == "voc" else ["labels"]:
                 self.write(self.label(place, folder), rows[folder])
         if not self.boxes.total():
+            found = f"{self.root}: {self.what}: no boxes"
             expected = "expected VOC XML, COCO JSON or YOLO labels, and their images"
-            found = [f"{self.root}: {self.what}: no boxes, {expected}"]
-            raise ValueError("; ".join(found + self.report()[1 + len(self.names) :]))
+            problems = self.report()[1 + len(self.names) :]
+            raise ValueError("; ".join([f"{found}, {expected}", *problems]))
         if all(max(box) > 2 for objects in self.objects.values() for *_, box in objects):
             raise ValueError(f"{self.root}: {IN_PIXELS}")
         train, valid = self._split()
@@ -203,9 +206,13 @@ class Conversion:
             if self.kind == "voc":
                 apart = (self.label(place, "difficult") for place in places)
                 self.write(f"difficult_{name}.txt", apart)
-        lines = [f"classes = {len(self.names)}"]
-        lines += [f"train = {self.out / train}.txt", f"valid = {self.out / valid}.txt"]
-        lines += [f"names = {self.write(f'{self.kind}.names', self.names)}", "backup = backup"]
+        lines = [
+            f"classes = {len(self.names)}",
+            f"train = {self.out / train}.txt",
+            f"valid = {self.out / valid}.txt",
+            f"names = {self.write(f'{self.kind}.names', self.names)}",
+            "backup = backup",
+        ]
         if self.kind == "voc":
             lines.append(f"# difficult = {self.out / f'difficult_{valid}'}.txt")
         self.data = self.write(f"{self.kind}.data", lines)
@@ -224,25 +231,28 @@ class Conversion:
         for train, valid in map(str.split, PAIRS):
             if train in sets and valid in sets:
                 return train, valid
-        chosen = [kinds["train"] or kinds["trainval"], kinds["val"] or kinds["test"]]
-        if not all(chosen):
-            images = sorted(self.objects, key=_hashed)
-            labelled = [image for image in images if self.objects[image]]
-            valid = [image for image in images if _hashed(image)[0] < 0.1]
-            valid = valid if {*valid} & {*labelled} else labelled[:1]
-            sets["train"] = sorted({*images} - {*valid}) or images
-            sets["valid"], chosen = sorted(valid), [["train"], ["valid"]]
-            self.what += ", one set: every tenth image is for validation"
-        for name, members in zip(("train", "valid"), chosen, strict=True):
-            if len(members) > 1:
-                sets[name] = [image for member in members for image in sets[member]]
-                members[:] = [name]
-        return chosen[0][0], chosen[1][0]
+        train, valid = kinds["train"] or kinds["trainval"], kinds["val"] or kinds["test"]
+        if train and valid:
+            return self._join("train", train), self._join("valid", valid)
+        tenth = [image for image in self.objects if _hashed(image) < 0.1]
+        if not any(map(self.objects.get, tenth)):
+            tenth = [min(filter(self.objects.get, self.objects), key=_hashed)]
+        sets["train"] = sorted(self.objects.keys() - tenth or tenth)
+        sets["valid"] = sorted(tenth)
+        self.what += ", one set: every tenth image is for validation"
+        return "train", "valid"
+
+    def _join(self, name, members):
+        """The name of the only set of `members`, else of one with the images of all of them."""
+        if len(members) == 1:
+            return members[0]
+        self.sets[name] = [image for member in members for image in self.sets[member]]
+        return name
 
 
 def _hashed(image):
     """A number in 0..1 that depends on the file name alone."""
-    return zlib.crc32(image.name.encode("utf-8", "replace")) / 2**32, image.name
+    return zlib.crc32(image.name.encode("utf-8", "replace")) / 2**32
 
 
 def hard_link(source, target):
@@ -256,9 +266,8 @@ def hard_link(source, target):
 def link(source, target):
     """Makes `target` show the images of a folder: a link, or a copy where none is allowed."""
     source = source.resolve()
-    if target.exists() and target.resolve() == source:
+    if target.resolve() == source:
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
     if target.is_symlink():
         target.unlink()
     try:
@@ -267,53 +276,52 @@ def link(source, target):
         shutil.copytree(source, target, dirs_exist_ok=True)
 
 
-def image_size(image, width, height):
-    """(width, height) as numbers; of the image itself where they are none."""
-    try:
-        size = round(float(width)), round(float(height))
-    except (TypeError, ValueError, OverflowError):
-        size = 0, 0
-    return size if 0 < min(size) <= max(size) < LARGEST else load_image(image).shape[1::-1]
+def image_size(image, sides):
+    """Width and height as numbers; of the image itself where they are none."""
+    with suppress(TypeError, ValueError, OverflowError):
+        size = [round(float(side)) for side in sides]
+        if 0 < min(size) <= max(size) < LARGEST:
+            return size
+    return load_image(image).shape[1::-1]
 
 
-def read_voc(found, tree, wanted=None):
+def read_voc(found, wanted=None):
     """XML, in the sets of ImageSets/Main where there are such, else of folders by their names."""
     lists = {}
-    for file in tree.having("ImageSets/Main/*.txt"):
+    for file in found.having("ImageSets/Main/*.txt"):
         folder = file.parents[2]
-        year = "" if folder == tree.root else f"{folder.name.removeprefix('VOC')}_"
+        year = "" if folder == found.root else f"{folder.name.removeprefix('VOC')}_"
         lists[year + file.stem] = file
     if missing := set(wanted or ()) - lists.keys():
-        raise ValueError(f"{tree.root}: no set {', '.join(missing)}, there are {', '.join(lists)}")
+        raise ValueError(f"{found.root}: no set {', '.join(missing)}, there are {', '.join(lists)}")
     # person_train and so on repeat the images for each class
     plain = [name for name in lists if not re.search("[^0-9]_(train|val|trainval|test)$", name)]
     written = [
-        (name, line.strip(), lists[name].parents[2] / "JPEGImages")
+        (name, line, lists[name].parents[2] / "JPEGImages")
         for name in wanted or plain or lists
-        for line in read_text(lists[name]).splitlines()
-        if line.strip()
-    ] or [("", file.stem, file) for file in tree.having("*.xml")]
+        for line in read_names(lists[name])
+    ] or [("", file.stem, file) for file in found.having("*.xml")]
     for name, line, near in written:
-        image = tree.find(line, near) or tree.find(re.sub(r"\s+-?\d+$", "", line), near)
+        image = found.find(line, near) or found.find(re.sub(r"\s+-?\d+$", "", line), near)
         if not image:
             found.problems[NO_IMAGE].append(line)
             continue
         with found.leaving_out("images without usable annotations", None):
             if image not in found.objects:
-                xml = tree.find(image.stem, image, [".xml"]) or image.with_suffix(".xml")
+                xml = found.find(image.stem, image, [".xml"]) or image.with_suffix(".xml")
                 found.objects[image] = _voc_objects(found, image, xml)
-            found.sets[name or tree.set_of(image)].append(image)
+            found.sets[name or found.set_of(image)].append(image)
 
 
 def _voc_objects(found, image, path):
     """Class name, difficult, box of each object in an XML."""
-    size, objects = read_annotation(path, found.problems)
-    size, rows = image_size(image, *size), []
+    sides, objects = read_annotation(path, found.problems)
+    (width, height), rows = image_size(image, sides), []
     for name, difficult, (xmin, ymin, xmax, ymax) in objects:
         if xmin < xmax and ymin < ymax:
             # Darknet's script: one pixel off the centre, because VOC counts from 1
-            box = (xmin + xmax) / 2 - 1, (ymin + ymax) / 2 - 1, xmax - xmin, ymax - ymin
-            box = [value / side for value, side in zip(box, size * 2, strict=True)]
+            cx, cy = (xmin + xmax) / 2 - 1, (ymin + ymax) / 2 - 1
+            box = cx / width, cy / height, (xmax - xmin) / width, (ymax - ymin) / height
             rows.append((name, difficult, box))
         else:
             found.problems["boxes of zero size"].append(f"{path}: {name}")
@@ -322,7 +330,7 @@ def _voc_objects(found, image, path):
 
 def read_annotation(path, problems=None):
     """A VOC XML: width and height of the image as they are written, and a list of its objects:
-    class name, difficult, (xmin, ymin, xmax, ymax) in pixels that count from 1.
+    class name, difficult, [xmin, ymin, xmax, ymax] in pixels that count from 1.
 
     Raises ValueError for a file that is no such XML, and for an object without a name or a box,
     which goes to `problems` if there is such a dict of lists."""
@@ -337,7 +345,7 @@ def read_annotation(path, problems=None):
             if not all(abs(edge) < LARGEST for edge in edges):  # nor nan
                 raise ValueError
             difficult = item.findtext("difficult", "").strip().lower() in ("1", "true")
-            objects.append((item.findtext("name").strip(), difficult, tuple(edges)))
+            objects.append((item.findtext("name").strip(), difficult, edges))
         except (AttributeError, TypeError, ValueError):
             problem = f"{path}: object {number}"
             if problems is None:
@@ -382,21 +390,21 @@ def _without_outline(entry):
     return entry
 
 
-def read_coco(found, tree, path, images, annotations, classes):
+def read_coco(found, path, images, annotations, classes):
     """One COCO JSON; its set is that of its name, else of its folder."""
     name = path.stem.removeprefix("instances_")
-    name = name if KIND.search(name.lower()) else tree.set_of(path)
+    name = name if KIND.search(name.lower()) else found.set_of(path)
     found.names += [each for each in classes.values() if each not in found.names]
     known = {}  # by id: image, width, height; None where it is left out
     for count, entry in enumerate(images, 1):
-        image, key = tree.find(str(entry.get("file_name")), path.with_name(name)), entry.get("id")
+        image, key = found.find(str(entry.get("file_name")), path.with_name(name)), entry.get("id")
         where = f"{path}: image {count}: {str(entry)[:120]}"
         if not image:
             found.problems[NO_IMAGE].append(where)
         with found.leaving_out("images without an id and a file of their own", where):
             if image in found.objects or key in known:
                 raise ValueError
-            known[key] = image and (image, *image_size(image, *map(entry.get, SIDES)))
+            known[key] = image and (image, *image_size(image, map(entry.get, SIDES)))
             if image:
                 found.objects[image] = []
                 found.sets[name].append(image)
@@ -431,13 +439,14 @@ def read_yaml(path):
     return data if isinstance(data, dict) and {"names", "train"} <= data.keys() else None
 
 
-def read_yolo(found, tree, given, source=None):
+def read_yolo(found, given, source=None):
     """Label files, in the sets of a .data or .yaml file, else of folders by their names; or a list
     with boxes behind each image."""
     suffix, lists, base, boxed = source and source.suffix.lower(), {}, source, {}
     if suffix == ".data":
         lists = read_data(source)
-        found.names = read_names(lists["names"]) if "names" in lists else []
+        if "names" in lists:
+            found.names = read_names(lists["names"])
         lists = {key: value for key, value in lists.items() if key not in NO_SETS}
     elif suffix in YAML:
         lists = read_yaml(source)
@@ -447,33 +456,29 @@ def read_yolo(found, tree, given, source=None):
         base = home / source.name if home.is_dir() else source
         lists = {key: lists.get(key) for key in ("train", "val", "test")}
     elif suffix == ".txt":
-        for line in read_text(source).splitlines():
-            boxes = BOXES.search(line.rstrip())
-            image = _absolute(locate(line[: boxes and boxes.start()].strip(), source))
+        for line in read_names(source):
+            boxes = BOXES.search(line)
+            image = _absolute(locate(line[: boxes and boxes.start()], source))
             found.sets["all"].append(image)
             if boxes:
                 boxed[image] = boxes[0].split()
     else:
-        for image in tree.images:
-            found.sets[tree.set_of(image)].append(image)
+        for file in found.files:
+            if file.suffix.lower() in IMAGES:
+                found.sets[found.set_of(file)].append(file)
     for name, entries in lists.items():
         for entry in [entries] if isinstance(entries, str) else entries or ():
-            glob = "*" in entry
-            place = base.parent / entry if glob else locate(entry, base)
-            if glob or place.exists():
+            place = base.parent / entry if "*" in entry else locate(entry, base)
+            if "*" in entry or place.exists():
                 found.sets[name] += map(_absolute, read_image_list(place))
-    if not (given or found.names) and (files := tree.having(*CLASS_LISTS)):
-        given = read_names(files[0])
-    found.names = given or found.names
-    rows = {}
+    files, rows = found.having(*CLASS_LISTS), {}
+    found.names = given or found.names or (read_names(files[0]) if files else [])
     for image in {image: None for images in found.sets.values() for image in images}:
         with found.leaving_out("images without usable labels", None):
-            rows[image] = (
-                [*_boxes(image, boxed[image])] if image in boxed else _rows(found, tree, image)
-            )
+            rows[image] = [*_boxes(image, boxed[image])] if image in boxed else _rows(found, image)
     if not found.names:
         most = max((label for own in rows.values() for label, *_ in own), default=-1)
-        found.names = [str(label) for label in range(most + 1)]
+        found.names = [*map(str, range(most + 1))]
     for image, own in rows.items():
         found.objects[image] = objects = []
         for label, *box in own:
@@ -481,15 +486,16 @@ def read_yolo(found, tree, given, source=None):
                 objects.append((found.names[label], False, box))
 
 
-def _rows(found, tree, image):
+def _rows(found, image):
     """Class, cx, cy, w, h of each object in the label file of an image, wherever that lies."""
     if not image.is_file():
         raise ValueError(f"{image}: no such file")
     path = label_path(image)
-    path = path if path.exists() else tree.find(image.stem, image, [".txt"])
+    path = path if path.exists() else found.find(image.stem, image, [".txt"])
     if not path:
         found.problems["images without a label file, taken as without objects"].append(image)
-    return [row for _, row in label_rows(path)] if path else []
+        return []
+    return [row for _, row in label_rows(path)]
 
 
 def _boxes(image, groups):
@@ -515,14 +521,16 @@ def convert(sources, out=None, *, sets=None, names=None, keep_difficult=False, b
     beside: hard_link or shutil.copyfile, for images and labels in one folder, as Darknet has them.
     Raises ValueError if there is nothing to convert, OSError if a file cannot be written."""
     files = [_absolute(source) for source in sources]
-    if missing := [file for file in files if not file.exists()]:
-        raise ValueError(f"{missing[0]}: no such file or folder")
+    for file in files:
+        if not file.exists():
+            raise ValueError(f"{file}: no such file or folder")
     folder = files[-1] if files[-1].is_dir() else files[0].parent
-    folder = folder.parent if folder.name == "annotations" else folder
-    out = _absolute(out or Path("data", folder.name))
-    found, tree, parsed = Conversion(folder, out, beside), Tree(folder, out), []
+    if folder.name == "annotations":
+        folder = folder.parent
+    out = _absolute(out or f"data/{folder.name}")
+    found, parsed = Conversion(folder, out, beside), []
     whole = files[0].is_dir()
-    files = tree.files if whole else files
+    files = found.files if whole else files
 
     def having(*suffixes):
         return [file for file in files if file.suffix.lower() in suffixes]
@@ -535,18 +543,18 @@ def convert(sources, out=None, *, sets=None, names=None, keep_difficult=False, b
             parsed.append((file, *read_json(file)))
     if yolo:
         found.what += f" by {yolo[0].name}"
-        read_yolo(found, tree, names, yolo[0])
+        read_yolo(found, names, yolo[0])
     elif parsed:
         found.kind, found.what = "coco", "COCO JSON"
         for each in parsed:
-            read_coco(found, tree, *each)
+            read_coco(found, *each)
     elif having(".xml"):
         found.kind, found.what = "voc", "VOC XML"
-        read_voc(found, tree, sets)
-        if names is None and "/VOC20" in "".join(image.as_posix() for image in found.objects):
+        read_voc(found, sets)
+        if names is None and "/VOC20" in str([*found.objects]):
             names = read_names(CONFIGS / "voc.names")
     else:
-        read_yolo(found, tree, names)
+        read_yolo(found, names)
     return found.finish(names, keep_difficult)
 
 
@@ -556,16 +564,19 @@ def download_voc(root):
     root: VOCdevkit, or the folder that holds it.  Raises ValueError or OSError."""
     from torchvision.datasets.voc import DATASET_YEAR_DICT  # takes a second
 
-    root = Path(os.path.abspath(root))
-    devkit = root if root.name == "VOCdevkit" else root / "VOCdevkit"
+    devkit = _absolute(root)
+    if devkit.name != "VOCdevkit":
+        devkit /= "VOCdevkit"
     for key, (folder, name, size) in ARCHIVES.items():
-        listed = devkit / folder / "ImageSets" / "Main" / f"{name}.txt"
-        stems = listed.read_text().split() if listed.exists() else [""]
-        if all((devkit / folder / "JPEGImages" / f"{stem}.jpg").exists() for stem in stems):
+        listed = devkit / folder / f"ImageSets/Main/{name}.txt"
+        images = devkit / folder / "JPEGImages"
+        if listed.exists() and all(
+            (images / f"{stem}.jpg").exists() for stem in read_names(listed)
+        ):
             continue
         known = DATASET_YEAR_DICT[key]
-        remote = Remote((known["url"], MIRROR + known["filename"]), size, known["md5"])
-        archive = download(remote, devkit / known["filename"])
+        urls = known["url"], MIRROR + known["filename"]
+        archive = download(Remote(urls, size, known["md5"]), devkit / known["filename"])
         print(f"{archive}: unpacking", flush=True)
         with tarfile.open(archive) as tar:
             tar.extractall(devkit.parent, filter="data")
