@@ -485,7 +485,7 @@ def read_data(path):
 
 
 def read_names(path):
-    """Class names, one per line, of a file or of the project's own of that name."""
+    """Names, one per line, of a file or of the project's own .names of that name."""
     lines = read_text(own_file(path, ".names")).splitlines()
     return [line.strip() for line in lines if line.strip()]
 

@@ -436,7 +436,8 @@ def read_yaml(path):
         data = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         raise ValueError(f"{path}: no YAML: {' '.join(str(error).split())[:120]}") from None
-    return data if isinstance(data, dict) and {"names", "train"} <= data.keys() else None
+    fits = isinstance(data, dict) and isinstance(data.get("train"), str | list)
+    return data if fits and isinstance(data.get("names"), dict | list) else None
 
 
 def read_yolo(found, given, source=None):
