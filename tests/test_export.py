@@ -11,13 +11,15 @@ from conftest import settled
 from real_detections import photograph
 from torchvision.ops import batched_nms, box_convert
 
-from yolov4 import Darknet, Detector, decode
+from yolov4 import Darknet, Detector, decode, evaluate, labels
 from yolov4.cfg import parse_cfg
+from yolov4.data import read_image_list
 from yolov4.weights import load_network, save_weights
 
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
+pytest.importorskip("openvino")
 
 from yolov4 import export
 from yolov4.export import OnnxNetwork
@@ -33,6 +35,7 @@ CFG = """[net] width=64 height=32 letter_box=1
 [yolo] mask=2 anchors=10,14,23,27,30,20 classes=2 num=3 new_coords=1 scale_x_y=2.0
 nms_kind=greedynms
 """.replace(" ", "\n")
+engines = pytest.mark.parametrize("openvino", [False, True])
 NAMES = ['Ä, "quoted"', "dog"]
 THRESH, NMS_THRESH = 0.25, 0.4
 
@@ -90,20 +93,23 @@ def pictures():
     return [random.integers(0, 256, (40 + 9 * i, 90 - 7 * i, 3), np.uint8) for i in range(3)]
 
 
-def test_any_batch_gives_what_torch_gives_in_the_documented_order(files):
-    network = OnnxNetwork(files / "plain.onnx")
+@engines
+def test_any_batch_gives_what_torch_gives_in_the_documented_order(files, openvino):
+    network = OnnxNetwork(files / "plain.onnx", openvino=openvino)
     for batch in (1, 2, 3):
         assert_close(network(random_images(batch)), in_torch(random_images(batch)))
-    values = *network.session.get_inputs(), *network.session.get_outputs()
-    shapes = [["batch", 3, 32, 64], ["batch", 72, 4], ["batch", 72, 2]]
-    assert [value.shape for value in values] == shapes
+    graph = onnx.load(files / "plain.onnx").graph
+    shapes = [value.type.tensor_type.shape.dim for value in (*graph.input, *graph.output)]
+    sizes = [[each.dim_param or each.dim_value for each in shape] for shape in shapes]
+    assert sizes == [["batch", 3, 32, 64], ["batch", 72, 4], ["batch", 72, 2]]
     # prediction 11 is anchor 0, row 1, column 3 of 8: within scale_x_y of its cell
     box = network(random_images(1))[0][0, 11]
     centre = (box[:2] + box[2:]) / 2 * torch.tensor([8.0, 4.0])
     assert (centre - torch.tensor([3.5, 1.5])).abs().max() < 0.56
 
 
-def test_nms_in_the_graph_keeps_what_torchvision_keeps(files):
+@engines
+def test_nms_in_the_graph_keeps_what_torchvision_keeps(files, openvino):
     boxes, scores = in_torch(random_images(3))
     index, rows, labels = (scores > THRESH).nonzero(as_tuple=True)
     boxes, best, group = boxes[index, rows], scores[index, rows, labels], index * 2 + labels
@@ -111,7 +117,8 @@ def test_nms_in_the_graph_keeps_what_torchvision_keeps(files):
     kept = kept[group[kept].argsort(stable=True)]
     assert 6 < len(kept) < len(best)
     expected = [values[kept] for values in (boxes, best, labels, index)]
-    assert_close(OnnxNetwork(files / "suppressed.onnx")(random_images(3)), expected)
+    network = OnnxNetwork(files / "suppressed.onnx", openvino=openvino)
+    assert_close(network(random_images(3)), expected)
 
 
 def test_detector_of_the_file_finds_what_the_weights_find(files, pictures):
@@ -165,7 +172,7 @@ def test_what_export_did_not_write_is_one_sentence(tmp_path, content):
     text = '<ir_version: 8, opset_import: ["": 18]> g (float[1] x) => (float[1] y) {y = Neg(x)}'
     foreign = onnx.parser.parse_model(text).SerializeToString()
     (tmp_path / "foreign.onnx").write_bytes(foreign if content is None else content)
-    with pytest.raises(ValueError, match=r"foreign\.onnx: (has no cfg|ONNX Runtime c)") as error:
+    with pytest.raises(ValueError, match=r"foreign\.onnx: (has no cfg|cannot be run)") as error:
         Detector(weights=tmp_path / "foreign.onnx")
     assert "\n" not in str(error.value)
 
@@ -180,3 +187,56 @@ def test_real_pictures_as_without_onnx(shared, tmp_path, name):
     for picture in ("dog.jpg", "applemosaic.png"):
         path = photograph(shared, picture)
         assert_same(exported(path)[0], original(path)[0], cv2.imread(str(path)), 1e-3)
+
+
+def test_half_precision_is_of_openvino_and_of_bf16_alone(files, monkeypatch):
+    image = np.zeros((32, 64, 3), np.uint8)
+    (found,) = Detector(weights=files / "plain.onnx", half="bf16")(image, 0.01)
+    (wanted,) = Detector(weights=files / "plain.onnx")(image, 0.01)
+    assert_same(found, wanted, image, 0.02)
+    with pytest.raises(ValueError, match=r"plain\.onnx: .* fp16"):
+        Detector(weights=files / "plain.onnx", half="fp16")
+    monkeypatch.setattr(export, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match=r"plain\.onnx: .*OpenVINO"):
+        Detector(weights=files / "plain.onnx", half="bf16")
+
+
+@pytest.mark.parametrize("flags", [[], ["--nms"]])
+def test_int8_is_measured_on_the_list_and_runs_in_both_engines(
+    call, files, tmp_path, pictures, flags
+):
+    pytest.importorskip("nncf")
+    for number, picture in enumerate(pictures):
+        cv2.imwrite(str(tmp_path / f"{number}.png"), picture)
+        (tmp_path / f"{number}.txt").write_text("0 .5 .5 .5 .5\n")
+    (tmp_path / "list.txt").write_text("0.png\n1.png\n2.png\n")
+    code, printed, _ = call(
+        "export.py", files / "small.weights", "x.onnx", "--int8", "list.txt", *flags
+    )
+    assert code == 0 and len(re.findall(r"mAP@0\.50 \S+% on list\.txt, \S+ ms", printed)) == 2
+    graph = onnx.load(tmp_path / "x.onnx").graph
+    zeros = [node.input[2] for node in graph.node if node.op_type == "QuantizeLinear"]
+    kinds = {each.data_type for each in graph.initializer if each.name in zeros}
+    assert kinds == {onnx.TensorProto.UINT8}  # OpenVINO computes in float with others
+    fed = {name for node in graph.node if node.op_type == "Conv" for name in node.input}
+    assert {"model.layers.1.0.weight", "model.layers.5.0.weight"} <= fed  # in float
+    assert "model.layers.0.0.weight" not in fed
+    for openvino in (False, True):
+        found = OnnxNetwork(tmp_path / "x.onnx", openvino=openvino)(random_images(2))
+        if not flags:
+            assert_close(found, in_torch(random_images(2)), 0.05)
+
+
+def test_int8_keeps_the_map_of_pictures_that_it_was_not_made_with(shared, tmp_path):
+    pytest.importorskip("nncf")
+    labels.convert([shared / "datasets/voc2012_100/VOCdevkit"], tmp_path / "voc")
+    paths = read_image_list(tmp_path / "voc/train.all.txt")
+    name = "MobileNetV2-YOLOv3-Nano-voc"
+    weights = shared / f"models/{name}/{name}.weights"
+    model, names = load_network(weights, weights.with_suffix(".cfg"))
+    export.export_onnx(model, tmp_path / "x.onnx", names)
+    detector = Detector(weights=tmp_path / "x.onnx")
+    before = evaluate(detector, paths[40:]).map
+    export.quantise(tmp_path / "x.onnx", paths[:40], lambda path: detector.read(path)[3])
+    after = evaluate(Detector(weights=tmp_path / "x.onnx"), paths[40:]).map
+    assert before > 0.75 and after > before - 0.02

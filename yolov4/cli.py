@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import shutil
+import statistics
 import sys
 import warnings
 from argparse import BooleanOptionalAction
@@ -34,6 +35,7 @@ from yolov4.recipe import CFG, DATA, WEIGHTS, Settings, read_recipe
 
 MACHINE = {"device", "workers", "cache"}  # settings that may change when a run is resumed
 SHOWN = 8  # images of the validation list that detect takes without arguments
+CALIBRATED, TIMED = 300, 50  # images for the ranges of an int8 network, at most, and for its time
 OPENCV_LIMIT = 5e-5  # OpenCV rounds convolutions differently; wrong weights are off by far more
 
 
@@ -100,10 +102,10 @@ DEVICE = """
 --device NAME        cuda, cuda:1 or 1, mps, cpu (default: cuda, else mps, else cpu)
 """
 INFERENCE = f"""{DEVICE}
---half bf16|fp16     half precision: faster on a GPU and on some CPUs
+--half bf16|fp16     half precision: faster on a GPU and on some CPUs; of an .onnx bf16
 --compile            torch.compile: one more minute before the first image
 --[no-]letter-box    keep the aspect ratio (default: the cfg's)
---batch COUNT        images at a time (default: 8 on a GPU, else 1)
+--batch COUNT        images at a time (default: 8 on a GPU and for an .onnx, else 1)
 --tiles TILES=auto?   2x2: look at so many overlapping parts of each image besides the whole, for
                      small objects; without a value parts of the network's size
 """
@@ -249,7 +251,9 @@ def make_detector(given, files):
     from yolov4.detector import Detector
 
     options = given.device, given.letter_box, given.compile, given.half, given.tiles
-    return Detector(files.cfg, files.weights, files.names, *options)
+    detector = Detector(files.cfg, files.weights, files.names, *options)
+    say(f"{files.weights}: {detector}")
+    return detector
 
 
 VAL = """
@@ -462,6 +466,8 @@ out OUT?             default: beside the weights, with the suffix .onnx
                      fewer boxes than Darknet. detect.py needs no --nms
 --thresh SHARE=0.25  of --nms: confidence threshold
 --nms-thresh SHARE=0.45  of --nms: IoU threshold
+--int8 LIST          8-bit integers, with ranges of values from the images of LIST, some hundred;
+                     its labels give the mAP before and after
 """
 
 
@@ -498,6 +504,37 @@ def export(words):
         f"{out}: ONNX Runtime and torch differ by {exported.boxes:.2g} in boxes and "
         f"{exported.scores:.2g} in scores at most (batches of 1 and 2, limit {LIMIT:g})"
     )
+    if given.int8:
+        to_int8(
+            out, given.int8, {"thresh": nms.thresh, "nms_thresh": nms.nms_thresh} if nms else {}
+        )
+
+
+def to_int8(path, images, thresholds):
+    """Quantises an .onnx; prints size, mAP and time of both forms."""
+    from yolov4.data import read_image_list
+    from yolov4.detector import Detector
+    from yolov4.evaluation import evaluate
+    from yolov4.export import quantise
+
+    paths = read_image_list(images)
+    paths = paths[:: -(-len(paths) // CALIBRATED)]
+
+    def measured():
+        detector = Detector(None, path)
+        mean_ap = evaluate(detector, images, **thresholds).map
+        shown = detector.stream(paths[:TIMED], **thresholds, batch=1)
+        time = statistics.median(each.milliseconds for each in shown)
+        size = path.stat().st_size / 1e6
+        say(
+            f"{path}: {size:.1f} MB, mAP@0.50 {mean_ap:.2%} on {images}, {time:.1f} ms per image "
+            f"in {detector.network.engine}"
+        )
+        return detector
+
+    detector = measured()
+    quantise(path, paths, lambda source: detector.read(source)[3])
+    measured()
 
 
 ADVICE = """\

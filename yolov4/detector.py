@@ -168,8 +168,8 @@ class Prediction(NamedTuple):
 class Detector:
     """A network ready to detect.  Threads may share it.
 
-    weights: .weights with its cfg, a .pt checkpoint, an .onnx (which ONNX Runtime runs on the CPU)
-    or a network in memory, which it takes over.  One of cfg and weights is enough, in the first
+    weights: .weights with its cfg, a .pt checkpoint, an .onnx (see `export.OnnxNetwork`) or a
+    network in memory, which it takes over.  One of cfg and weights is enough, in the first
     place too: a missing cfg is found beside the weights as `network_files` does, X.weights beside
     X.cfg; without both, it is the newest run's network.
     names: a list, a .names file, or None for those in the weights or beside them.
@@ -201,11 +201,11 @@ class Detector:
                 cfg, weights = weights, Path(weights).with_suffix(".weights")
             weights, cfg, beside, _ = network_files(weights, cfg)
             if is_onnx(weights):
-                if cfg or compiled or half or str(device) not in ("None", "cpu"):
+                if cfg or compiled or half == "fp16" or str(device) not in ("None", "cpu"):
                     raise ValueError(
-                        f"{weights}: expected no cfg, compiler, half or device but the CPU"
+                        f"{weights}: expected no cfg, compiler, fp16 or device but the CPU"
                     )
-                model, device = OnnxNetwork(weights), "cpu"
+                model, device = OnnxNetwork(weights, half), "cpu"
                 found = model.names
             else:
                 model, found = load_network(weights, cfg)
@@ -214,8 +214,9 @@ class Detector:
         self.letter_box = self.net.letter_box if letter_box is None else letter_box
         self.names = names_of_classes(names, self.heads[-1].classes)
         self.network, self.tiles = model, tiles
-        self.dtype = HALVES.get(half, torch.float32)
+        self.dtype = torch.float32
         if isinstance(model, Darknet):
+            self.dtype = HALVES.get(half, torch.float32)
             self.network = for_inference(model, self.device, compiled, self.dtype)
 
     @classmethod
@@ -227,7 +228,7 @@ class Detector:
     def __repr__(self) -> str:
         return (
             f"Detector({self.net.width}x{self.net.height}, {len(self.names)} classes, "
-            f"{self.device})"
+            f"{getattr(self.network, 'engine', self.device)})"
         )
 
     def __call__(
@@ -249,21 +250,22 @@ class Detector:
     ) -> Iterator[Prediction]:
         """Predictions one by one, in order; images are read and resized in threads.
 
-        batch: None is 8 on a GPU, else 1.  on_error(error): called for an image that cannot be
-        read, which is then left out; None: the error is raised.  live: takes the next image only
-        when the last is done, in batches of 1.
+        batch: None is 8 on a GPU and for an .onnx, else 1.  on_error(error): called for an image
+        that cannot be read, which is then left out; None: the error is raised.  live: takes the
+        next image only when the last is done, in batches of 1.
         """
         if not (0 <= thresh <= 1 and 0 <= nms_thresh <= 1):
             raise ValueError(f"thresh {thresh}, nms_thresh {nms_thresh}: expected both in 0..1")
         gpu = self.device.type == "cuda" and not live
-        batch = 1 if live else batch or (8 if gpu else 1)
+        several = gpu or isinstance(self.network, OnnxNetwork)
+        batch = 1 if live else batch or (8 if several else 1)
         # the network takes all cores of a CPU: reading meanwhile costs it more than waiting for it
         ahead = 2 * batch + WORKERS if gpu else 0
         images = self._read_ahead(sources, 1 if live else max(batch, WORKERS), ahead, on_error)
         while group := list(islice(images, batch)):
             yield from self._predict(group, thresh, nms_thresh)
 
-    def _read(self, source):
+    def read(self, source):
         """A source, its image (H, W, 3), the corners of its tiles, those for the network
         (k, 3, h, w)."""
         image, size = read_image(source), self.heads[0].size
@@ -276,7 +278,7 @@ class Detector:
     def _read_ahead(self, sources, at_once, ahead, on_error):
         """Starts on `at_once` more images whenever no more than `ahead` are waiting."""
         with ThreadPoolExecutor(WORKERS, "", _take_one_core) as pool:
-            started = map(pool.submit, repeat(self._read), sources)
+            started = map(pool.submit, repeat(self.read), sources)
             waiting = deque(islice(started, at_once))
             while waiting:
                 try:

@@ -1,11 +1,14 @@
-"""A network with its decoding as an .onnx for any batch, and such a file in ONNX Runtime.
-Source: ONNX's operators, opset 18 (NonMaxSuppression, GatherND), metadata_props; torch.onnx."""
+"""A network with its decoding as an .onnx for any batch, also in int8, and what runs such a file.
+Source: ONNX's operators, opset 18 (NonMaxSuppression, GatherND), metadata_props; NNCF."""
 
 import json
+import logging
 import warnings
 from collections.abc import Sequence
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import cv2
@@ -138,23 +141,22 @@ def opencv_difference(cfg, weights, images):
 
 
 class OnnxNetwork(OtherNetwork):
-    """A file by `export_onnx` in ONNX Runtime on the CPU.
-    Raises ValueError without ONNX Runtime and for any other file."""
+    """A file by `export_onnx` on the CPU: in OpenVINO where it is installed, else in ONNX Runtime.
 
-    def __init__(self, path):
+    half: "bf16", which OpenVINO then computes in.  engine: the name and version of what runs it.
+    Raises ValueError without either, and for any other file."""
+
+    def __init__(self, path, half=None, openvino=None):
+        self.path = path
+        content = Path(path).read_bytes()  # the engines have trouble with some paths
         try:
-            import onnxruntime
-        except ImportError:
-            raise ValueError(f"{path}: needs ONNX Runtime: {INSTALL}") from None
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level, self.path = 3, path
-        content = Path(path).read_bytes()  # ONNX Runtime has trouble with some paths
-        try:
-            self.session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
-            written = self.session.get_modelmeta().custom_metadata_map
+            if find_spec("openvino") if openvino is None else openvino:
+                self.engine, self.run, written = _openvino(content, half)
+            else:
+                self.engine, self.run, written = _onnxruntime(content, half)
         except Exception as error:  # a class of its own for each reason, none of them public
-            reason = str(error).partition("\n")[0][:160] or type(error).__name__
-            raise ValueError(f"{path}: ONNX Runtime cannot read it: {reason}") from None
+            reason = str(error).strip().partition("\n")[0][:160] or type(error).__name__
+            raise ValueError(f"{path}: cannot be run: {reason}") from None
         if "cfg" not in written:
             raise ValueError(f"{path}: has no cfg in its metadata, expected a file by export.py")
         self.read(written["cfg"], f"{path}, its cfg")
@@ -164,8 +166,57 @@ class OnnxNetwork(OtherNetwork):
 
     def __call__(self, images):
         """images (B, C, h, w) float, of the cfg's size -> the outputs that `export_onnx` names."""
-        outputs = self.session.run(None, {"images": images.contiguous().numpy()})
-        return list(map(torch.from_numpy, outputs))
+        return list(map(torch.from_numpy, self.run(images.contiguous().numpy())))
+
+
+def _onnxruntime(content, half):
+    """The name of the engine, run(images) -> outputs, and the metadata of an .onnx."""
+    if half:
+        raise ValueError("half precision needs OpenVINO: pip install openvino")
+    try:
+        import onnxruntime
+    except ImportError:
+        raise ValueError("needs OpenVINO or ONNX Runtime: pip install openvino") from None
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
+    written = session.get_modelmeta().custom_metadata_map
+    engine = f"ONNX Runtime {onnxruntime.__version__}"
+    return engine, lambda images: session.run(None, {"images": images}), written
+
+
+def _openvino(content, half):
+    """The same in OpenVINO: one image with all cores, several side by side."""
+    import openvino
+
+    model = openvino.Core().read_model(content)
+    written, lock = dict(model.get_rt_info()).get("framework", {}), Lock()
+    model.reshape([1, *model.input().partial_shape[1:]])
+
+    @cache
+    def queue(hint):
+        hints = {"PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": half or "f32"}
+        return openvino.AsyncInferQueue(openvino.compile_model(model, "CPU", hints))
+
+    def run(images):
+        found = [None] * len(images)
+
+        def keep(request, number):
+            found[number] = [tensor.data.copy() for tensor in request.output_tensors]
+            for image_index in found[number][3:]:  # of NMS in the graph
+                image_index += number
+
+        with lock:
+            requests = queue("LATENCY" if len(images) == 1 else "THROUGHPUT")
+            requests.set_callback(keep)
+            for number in range(len(images)):
+                requests.start_async(images[number : number + 1], number)
+            requests.wait_all()
+        return [*map(np.concatenate, zip(*found, strict=True))]
+
+    queue("LATENCY")
+    engine = f"OpenVINO {openvino.__version__.partition('-')[0]}{', ' * bool(half)}{half or ''}"
+    return engine, run, {key: value.astype(str) for key, value in written.items()}
 
 
 class Decoding(nn.Module):
@@ -219,7 +270,7 @@ def export_onnx(
     onnx.helper.set_model_props(exported, metadata)
     with replacing(path) as beside:
         onnx.save(exported, beside)
-        network = OnnxNetwork(beside)
+        network = OnnxNetwork(beside, openvino=False)
         found = zip(expected, network(images), network(images[:1]), strict=True)
         boxes, scores = (
             largest_difference(torch.cat((two, one)).numpy(), wanted[[0, 1, 0]].numpy())
@@ -234,14 +285,18 @@ def export_onnx(
             text = NMS.format(most=predictions, **suppression._asdict())
             nms = onnx.parser.parse_model(text).graph
             del exported.graph.output[:], nms.input[:]
+            for number, node in enumerate(nms.node):
+                node.name = f"nms_{number}"  # NNCF looks for nodes by name
             exported.graph.MergeFrom(nms)
             onnx.save(exported, beside)
-            OnnxNetwork(beside)(images)
+            OnnxNetwork(beside, openvino=False)(images)
     return Exported(predictions, boxes, scores)
 
 
 def _trace(decoding, images, suffix):
     """-> onnx.ModelProto for any batch, with outputs `boxes` and `scores`, and a suffix"""
+    from onnxscript.optimizer import optimize
+
     batch = torch.export.Dim("batch", max=1 << 16)  # torch 2.6 takes no unbounded one
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -250,7 +305,42 @@ def _trace(decoding, images, suffix):
             output_names=[f"boxes{suffix}", f"scores{suffix}"],
             dynamic_shapes={"images": {0: batch}}, verbose=False,
         )  # fmt: skip
-    exported = program.model_proto
+    # the cells of a fine grid too, which NNCF stumbles over elsewhere
+    exported = optimize(program.model_proto, input_size_limit=1 << 24, output_size_limit=1 << 24)
     for value in (*exported.graph.input, *exported.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"  # torch 2.6 has another name for it
     return exported
+
+
+def quantise(path, sources, read):
+    """Turns an .onnx of `export_onnx` into an int8 one by NNCF's post-training quantisation, with
+    weights per channel and corrected biases.  Last convolutions, decoding and NMS stay in float.
+
+    read(source) -> an image (1, C, h, w) as the network sees it, for the ranges of activations.
+    Raises ValueError without NNCF."""
+    try:
+        import nncf
+    except ImportError:
+        raise ValueError(f'{path}: int8 needs NNCF: pip install -e ".[int8]"') from None
+    import onnx
+
+    model, heads = onnx.load(path), OnnxNetwork(path).heads
+    last = {f"model.layers.{head.index - 1}.0.weight" for head in heads}
+    outputs = {output.name for output in model.graph.output}
+    ends = (
+        [node.name for node in model.graph.node if wanted & {*names(node)}]
+        for wanted, names in ((last, lambda node: node.input), (outputs, lambda node: node.output))
+    )
+    kept = nncf.IgnoredScope(subgraphs=[nncf.Subgraph(*ends)])
+    images = nncf.Dataset(sources, lambda source: {"images": read(source).numpy()})
+    nncf.set_log_level(logging.ERROR)
+    mixed = nncf.QuantizationPreset.MIXED  # activations with a zero point
+    model = nncf.quantize(model, images, preset=mixed, subset_size=len(sources), ignored_scope=kept)
+    # signed ones as unsigned, or OpenVINO computes in float
+    zeros = {node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear"}
+    for tensor in model.graph.initializer:
+        if tensor.name in zeros and tensor.data_type == onnx.TensorProto.INT8:
+            zero = onnx.numpy_helper.to_array(tensor).view(np.uint8) ^ 128
+            tensor.CopyFrom(onnx.numpy_helper.from_array(zero, tensor.name))
+    with replacing(path) as beside:
+        onnx.save(model, beside)
