@@ -337,6 +337,7 @@ def quantise(path, sources, read):
     mixed = nncf.QuantizationPreset.MIXED  # activations with a zero point
     model = nncf.quantize(model, images, preset=mixed, subset_size=len(sources), ignored_scope=kept)
     # signed ones as unsigned, or OpenVINO computes in float
+    del model.graph.value_info[:]
     zeros = {node.input[2] for node in model.graph.node if node.op_type == "QuantizeLinear"}
     for tensor in model.graph.initializer:
         if tensor.name in zeros and tensor.data_type == onnx.TensorProto.INT8:
