@@ -314,7 +314,8 @@ def _trace(decoding, images, suffix):
 
 def quantise(path, sources, read):
     """Turns an .onnx of `export_onnx` into an int8 one by NNCF's post-training quantisation, with
-    weights per channel and corrected biases.  Last convolutions, decoding and NMS stay in float.
+    weights per channel and corrected biases.  Depthwise and the last convolutions, decoding and NMS
+    stay in float.
 
     read(source) -> an image (1, C, h, w) as the network sees it, for the ranges of activations.
     Raises ValueError without NNCF."""
@@ -326,12 +327,13 @@ def quantise(path, sources, read):
 
     model, heads = onnx.load(path), OnnxNetwork(path).heads
     last = {f"model.layers.{head.index - 1}.0.weight" for head in heads}
-    outputs = {output.name for output in model.graph.output}
-    ends = (
-        [node.name for node in model.graph.node if wanted & {*names(node)}]
-        for wanted, names in ((last, lambda node: node.input), (outputs, lambda node: node.output))
-    )
-    kept = nncf.IgnoredScope(subgraphs=[nncf.Subgraph(*ends)])
+    outputs, nodes = {output.name for output in model.graph.output}, model.graph.node
+    first = [node.name for node in nodes if last.intersection(node.input)]
+    final = [node.name for node in nodes if outputs.intersection(node.output)]
+    depthwise = [
+        n.name for n in nodes for each in n.attribute if each.name == "group" and each.i > 1
+    ]
+    kept = nncf.IgnoredScope(names=depthwise, subgraphs=[nncf.Subgraph(first, final)])
     images = nncf.Dataset(sources, lambda source: {"images": read(source).numpy()})
     nncf.set_log_level(logging.ERROR)
     mixed = nncf.QuantizationPreset.MIXED  # activations with a zero point
