@@ -10,7 +10,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Literal, NamedTuple, get_args, get_origin
 
-from yolov4.files import CONFIGS, locate, own_file, read_text
+from yolov4.files import CONFIGS, locate, own_file, read_lines, read_text
 
 Activation = Literal[
     "logistic", "linear", "leaky", "mish", "swish", "relu", "relu6", "elu", "selu", "gelu", "tanh",
@@ -485,9 +485,8 @@ def read_data(path):
 
 
 def read_names(path):
-    """Names, one per line, of a file or of the project's own .names of that name."""
-    lines = read_text(own_file(path, ".names")).splitlines()
-    return [line.strip() for line in lines if line.strip()]
+    """Class names, one per line, of a file or of the project's own .names of that name."""
+    return read_lines(own_file(path, ".names"))
 
 
 def names_of_classes(names, classes, where="names"):

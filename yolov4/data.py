@@ -25,8 +25,7 @@ from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset
 
 from yolov4 import augment
-from yolov4.cfg import read_names
-from yolov4.files import locate, read_text
+from yolov4.files import locate, read_lines, read_text
 
 LARGEST = 1 << 24  # value in a label: what float32 holds exactly
 MAX_PIXELS = 1 << 28  # of an image with the border that is put around it
@@ -69,7 +68,7 @@ def read_image_list(path):
         found = sorted(glob.glob(pattern, recursive=True))
         images = [Path(file) for file in found if file.lower().endswith(IMAGES)]
     else:
-        images = [locate(name, path) for name in read_names(path)]
+        images = [locate(name, path) for name in read_lines(path)]
     if not images or not all(0 < len(image.name.encode()) < 256 for image in images):
         raise ValueError(f"{path}: found no image path or one without a usable name")
     if BOXES.search(str(images[0])):

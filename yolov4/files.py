@@ -66,6 +66,11 @@ def read_text(path):
     return text
 
 
+def read_lines(path):
+    """The lines of a text file that are not blank, without spaces around."""
+    return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
 def locate(path, source):
     """Where a path that is written in the file `source` leads: from the folder of the file, from
     the current one, from the folder above; else without its first parts, since exports are unpacked

@@ -37,7 +37,7 @@ from yolov4.data import (
     outline_box,
     read_image_list,
 )
-from yolov4.files import CONFIGS, Remote, download, locate, read_text
+from yolov4.files import CONFIGS, Remote, download, locate, read_lines, read_text
 
 JOINED = {  # of the VOC devkit, as Darknet's script joins them
     "train": ("2007_train", "2007_val", "2012_train", "2012_val"),
@@ -299,7 +299,7 @@ def read_voc(found, wanted=None):
     written = [
         (name, line, lists[name].parents[2] / "JPEGImages")
         for name in wanted or plain or lists
-        for line in read_names(lists[name])
+        for line in read_lines(lists[name])
     ] or [("", file.stem, file) for file in found.having("*.xml")]
     for name, line, near in written:
         image = found.find(line, near) or found.find(re.sub(r"\s+-?\d+$", "", line), near)
@@ -457,7 +457,7 @@ def read_yolo(found, given, source=None):
         base = home / source.name if home.is_dir() else source
         lists = {key: lists.get(key) for key in ("train", "val", "test")}
     elif suffix == ".txt":
-        for line in read_names(source):
+        for line in read_lines(source):
             boxes = BOXES.search(line)
             image = _absolute(locate(line[: boxes and boxes.start()], source))
             found.sets["all"].append(image)
@@ -572,7 +572,7 @@ def download_voc(root):
         listed = devkit / folder / f"ImageSets/Main/{name}.txt"
         images = devkit / folder / "JPEGImages"
         if listed.exists() and all(
-            (images / f"{stem}.jpg").exists() for stem in read_names(listed)
+            (images / f"{stem}.jpg").exists() for stem in read_lines(listed)
         ):
             continue
         known = DATASET_YEAR_DICT[key]
