@@ -249,7 +249,7 @@ class NetworkFiles(NamedTuple):
     run: Path | None = None  # the run folder, where the weights were found in the newest
 
     def __str__(self):
-        own = "the names in it" if holds_cfg(self.weights) else "no .names file, so class numbers"
+        own = "the names in it" if holds_cfg(self.weights) else "no .names file"
         return f"weights {self.weights}, cfg {self.cfg or 'in it'}, {self.names or own}"
 
 
