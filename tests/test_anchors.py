@@ -54,9 +54,9 @@ def data(tmp_path):
 
 def test_new_anchors_change_their_lines_alone(data):
     network, text = read_cfg(data / "old.cfg"), (data / "old.cfg").read_bytes().decode()
-    found, lines = anchors.fit(data / "list.txt", network)
+    found, overlap, lines = anchors.fit(data / "list.txt", network)
     assert found[:, 0].tolist() == [21, 42, 83, 166, 250, 374]  # of 416, whole pixels
-    assert "\n".join(lines).count("mean IoU") == 2
+    assert "\n".join(lines).count("mean IoU") == 2 and f"mean IoU {overlap:.4f}" in lines[1]
     new = anchors.with_anchors(network, text, found)
     assert new != text
     assert re.sub("anchors=.*?\r", "\r", new) == re.sub("anchors=.*?\r", "\r", text)

@@ -94,8 +94,8 @@ def with_anchors(network, text, anchors):
 
 
 def fit(image_list, network=None, size=None, count=None, seed=0):
-    """Anchors (count, 2) in whole pixels for the boxes of a list, and lines that compare them with
-    the network's.  size and count: the network's by default, else 9 anchors."""
+    """Anchors (count, 2) in whole pixels for the boxes of a list, their mean IoU, and lines that
+    compare them with the network's.  size and count: the network's by default, else 9 anchors."""
     yolos = heads(network) if network else []
     old = np.array(yolos[0].anchors) if yolos else np.zeros((9, 2))
     size, count = size or (network.net.width, network.net.height), count or len(old)
@@ -107,4 +107,5 @@ def fit(image_list, network=None, size=None, count=None, seed=0):
     masks = [yolo.mask or range(len(old)) for yolo in yolos]
     lines = [f"{network.name}: {describe(sizes, old, masks)}"] if yolos else []
     described = describe(sizes, new, masks if count == len(old) else [])
-    return new, [*lines, f"new, for {size[0]}x{size[1]}: {described}", f"anchors = {as_text(new)}"]
+    lines += [f"new, for {size[0]}x{size[1]}: {described}", f"anchors = {as_text(new)}"]
+    return new, size_iou(sizes, new).max(1).mean(), lines

@@ -576,7 +576,7 @@ def anchors(words):
 
     given.cfg = given.cfg and own_file(given.cfg, ".cfg")
     network = read_cfg(given.cfg) if given.cfg else None
-    new, lines = fit(given.list, network, given.size, given.num, given.seed)
+    new, _, lines = fit(given.list, network, given.size, given.num, given.seed)
     print(*lines, sep="\n")
     if given.out:
         write(given.out, with_anchors(network, Path(given.cfg).read_bytes().decode(), new))

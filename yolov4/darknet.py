@@ -51,6 +51,7 @@ def detector(words):
         return calc_anchors(data, flags)
     if action == "train":
         return train(files[1], data, cfg, weights, flags)
+    flags.thresh = float(flags.thresh or 0.25)
     found = Detector(cfg, weights, data.get("names"), flags.i, flags.letter_box)
     {"test": test, "map": measure, "demo": demo}[action](found, data, source, flags)
 
@@ -70,9 +71,8 @@ def test(found, data, source, flags):
     output, failed = Output(".", found.names, [], False, flags.out), []
     with closing(output):
         for number, path in enumerate([source] if source else asked(), 1):
-            for each in found.stream([path], float(flags.thresh or 0.25), on_error=failed.append):
-                for head in found.heads:
-                    print(f" Detection layer: {head.index} - type = 28 ")
+            for each in found.stream([path], flags.thresh, on_error=failed.append):
+                print_layers(found)
                 print(f"{path}: Predicted in {each.milliseconds:f} milli-seconds.")
                 print_objects(each.detections, flags.ext_output)
                 drawn = draw_detections(each.image, each.detections, found.names)
@@ -94,33 +94,33 @@ def asked():
         yield line.strip()
 
 
+def print_layers(found):
+    for head in found.heads:
+        print(f" Detection layer: {head.index} - type = 28 ")
+
+
 def print_objects(detections, extended):
     """One line per object from left to right, then its other classes."""
-    boxes = detections.boxes.tolist()
-    lefts = {}  # of each prediction, the first of which is its best class
-    for box, number in zip(boxes, detections.prediction.tolist(), strict=True):
-        lefts.setdefault(number, box[0])
-    order = sorted(range(len(boxes)), key=lambda i: lefts[int(detections.prediction[i])])
-    for index in order:
-        left, top, right, bottom = boxes[index]
-        label, score = detections.labels[index], detections.scores[index]
+    lefts, found = {}, [*zip(detections.prediction.tolist(), detections, strict=True)]
+    for number, (*_, box) in found:
+        lefts.setdefault(number, box[0])  # of each prediction, the first of which is its best class
+    for _, (name, score, (left, top, right, bottom)) in sorted(found, key=lambda e: lefts[e[0]]):
         place = (
             f"\t(left_x: {left:4.0f}   top_y: {top:4.0f}   width: {right - left:4.0f}   "
             f"height: {bottom - top:4.0f})"
         )
-        print(f"{detections.names[label]}: {score * 100:.0f}%{place if extended else ''}")
+        print(f"{name}: {score * 100:.0f}%{place if extended else ''}")
 
 
 def measure(found, data, _, flags):
     """The mAP of the list `valid`."""
     print("\n calculation mAP (mean average precision)...")
-    confidence, overlap = float(flags.thresh or 0.25), float(flags.iou_thresh or 0.5)
+    confidence, overlap = flags.thresh, float(flags.iou_thresh or 0.5)
     evaluator = collect(
         found, data["valid"], difficult=data.get("difficult"), confidence=confidence
     )
     result = evaluator.result(overlap, points := int(flags.points or 0))
-    for head in found.heads:
-        print(f" Detection layer: {head.index} - type = 28 ")
+    print_layers(found)
     print(
         f"\n detections_count = {result.detections}, unique_truth_count = {result.objects.sum()}  "
     )
@@ -147,7 +147,7 @@ def measure(found, data, _, flags):
 
 def demo(found, data, source, flags):
     """Draws the objects of a video, or of the camera -c, into -out_filename."""
-    given = {"thresh": float(flags.thresh or 0.25), "nms": 0.45, "batch": None, "every": 1}
+    given = {"thresh": flags.thresh, "nms": 0.45, "batch": None, "every": 1}
     given |= {"reconnect": 60.0, "codec": None, "classes": None, "show": not flags.dont_show}
     with tempfile.TemporaryDirectory() as folder:
         source = source or flags.c or "0"
@@ -165,12 +165,9 @@ def calc_anchors(data, flags):
     size = int(flags.width or 416), int(flags.height or 416)
     count = int(flags.num_of_clusters or 5)
     print(f"\n num_of_clusters = {count}, width = {size[0]}, height = {size[1]} ")
-    new, lines = anchors.fit(data["train"], size=size, count=count)
+    new, overlap, _ = anchors.fit(data["train"], size=size, count=count)
     text = ", ".join(f"{width:3.0f},{height:3.0f}" for width, height in new)
-    overlap = re.search(r"mean IoU (\S+),", lines[-2])[1]
-    print(
-        f"\n avg IoU = {float(overlap) * 100:2.2f} % \n\nSaving anchors to the file: anchors.txt "
-    )
+    print(f"\n avg IoU = {overlap * 100:2.2f} % \n\nSaving anchors to the file: anchors.txt ")
     print(f"anchors = {text}")
     Path("anchors.txt").write_text(text)
 
