@@ -287,18 +287,12 @@ class Session:
             self.classes.add(names.index(name) if name in names else int(name))
 
     def images(self, sources):
-        names = self.detector.names
-
         def items():
             for prediction in self.stream(sources, on_error=self.skip):
-                source, found = prediction.source, prediction.detections
-                path = self.output.place(source, ".jpg")
-                text = ", ".join(
-                    f"{names[label]}: {score * 100:.0f}%"
-                    for label, score in zip(found.labels, found.scores.tolist(), strict=True)
-                )
+                source, path = prediction.source, self.output.place(prediction.source, ".jpg")
+                found = (f"{name}: {score * 100:.0f}%" for name, score, _ in prediction.detections)
                 time = f"{prediction.milliseconds:.0f} ms"
-                line = f"{source}: {text or 'nothing'}  ({time}) -> {path}"
+                line = f"{source}: {', '.join(found) or 'nothing'}  ({time}) -> {path}"
                 write, number = partial(write_picture, path), next(self.numbers)
                 yield prediction, source, path.stem, number, write, line
 
@@ -339,9 +333,9 @@ class Session:
     def stream(self, sources, **options):
         given, wanted = self.given, self.classes
         for each in self.detector.stream(sources, given.thresh, given.nms, given.batch, **options):
-            labels = each.detections.labels.tolist()
-            chosen = [number for number, label in enumerate(labels) if label in wanted]
-            yield each._replace(detections=each.detections[chosen]) if wanted else each
+            found = each.detections
+            chosen = [label in wanted for label in found.labels.tolist()]
+            yield each._replace(detections=found[chosen]) if wanted else each
 
     def save(self, items, workers, unit, total, wait):
         """Draws items (prediction, source, stem, number, write, line to say) and writes them, in
