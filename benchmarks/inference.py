@@ -1,8 +1,10 @@
 #!/usr/bin/env python3
 """Milliseconds per batch, network and decoding: torch as detect.py runs it beside a plain port,
-OpenCV's dnn, ONNX Runtime and OpenVINO, with the same cfg, weights and input, taking turns."""
+OpenCV's dnn, ONNX Runtime and OpenVINO, with the same cfg, weights and input, taking turns.
+`python benchmarks/inference.py` prints the table of docs/speed.md."""
 
 import argparse
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
@@ -13,11 +15,15 @@ import torch
 from common import ROOT, machine, medians, plain_port, seeded_network, table
 
 import yolov4
+from yolov4.export import OnnxNetwork, export_onnx, quantise
+
+CALIBRATED = 4  # images; random ones, since only the time counts
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--cfg", default=str(ROOT / "cfg/yolov4.cfg"), help="default: %(default)s")
+    both = [str(ROOT / f"cfg/{name}.cfg") for name in ("yolov4", "yolov4-tiny")]
+    parser.add_argument("--cfg", nargs="+", default=both, help="default: yolov4 and yolov4-tiny")
     parser.add_argument("--size", type=int, default=416, help="width and height (default 416)")
     parser.add_argument("--batch", type=int, default=1, help="pictures at a time (default 1)")
     parser.add_argument("--repeats", type=int, default=20, help="rounds (default 20)")
@@ -50,42 +56,52 @@ def other_engines(cfg: Path, weights: Path, images: torch.Tensor) -> Iterator[tu
         yield "OpenCV, .weights", lambda: (darknet.setInput(pixels), darknet.forward(outputs))
     if not (find_spec("onnxscript") and find_spec("onnxruntime")):
         return
-    import onnxruntime
-
-    from yolov4.export import export_onnx
-
-    exported = str(weights.with_suffix(".onnx"))
+    exported, int8 = weights.with_suffix(".onnx"), weights.with_name("int8.onnx")
     model = yolov4.Darknet.from_cfg(cfg)
     yolov4.load_weights(model, weights)
     export_onnx(model, exported)
-    session = onnxruntime.InferenceSession(exported, providers=["CPUExecutionProvider"])
-    yield "ONNX Runtime, .onnx", lambda: session.run(None, {"images": pixels})
+    shutil.copy(exported, int8)
+    forms = {".onnx": (exported, None)}
+    if find_spec("nncf"):
+        quantise(int8, range(CALIBRATED), lambda _: torch.rand_like(images[:1]))
+        forms[".onnx in int8"] = int8, None
+    for name, (path, _) in forms.items():
+        network = OnnxNetwork(path, openvino=False)
+        yield f"ONNX Runtime, {name}", lambda network=network: network(images)
     if find_spec("openvino"):
-        import openvino
-
-        for precision in ("f32", "bf16"):
-            hints = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": precision}
-            network = openvino.compile_model(exported, "CPU", hints)
-            yield f"OpenVINO, .onnx, {precision}", lambda network=network: network(pixels)
+        for name, (path, half) in (forms | {".onnx in bfloat16": (exported, "bf16")}).items():
+            network = OnnxNetwork(path, half)
+            yield f"OpenVINO, {name}", lambda network=network: network(images)
 
 
-def main() -> None:
-    arguments = parse_arguments()
-    with tempfile.TemporaryDirectory() as folder, torch.no_grad():
-        cfg, weights = Path(folder) / "x.cfg", Path(folder) / "x.weights"
-        model = seeded_network(arguments.cfg, arguments.size)
-        cfg.write_text(yolov4.format_cfg(model.net, model.sections))
+def measure(cfg: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """Median seconds of each engine."""
+    with tempfile.TemporaryDirectory() as folder:
+        path, weights = Path(folder) / "x.cfg", Path(folder) / "x.weights"
+        model = seeded_network(cfg, arguments.size)
+        path.write_text(yolov4.format_cfg(model.net, model.sections))
         yolov4.save_weights(model, weights, seen=0)
         images = torch.rand(arguments.batch, model.net.channels, arguments.size, arguments.size)
-        calls = dict(other_engines(cfg, weights, images))
-        calls |= dict(torch_engines(cfg, weights, images, arguments.compile))
-        seconds = medians(calls, arguments.repeats)
-    flops = arguments.batch * sum(layer.flops for layer in model.plan)
-    print(f"{machine()}\n{arguments.cfg} at {arguments.size}, batch {arguments.batch}")
-    print(f"{flops / 1e9:.1f} GFLOPs")
-    first = next(iter(seconds))
-    rows = [(name, f"{s * 1e3:.1f}", f"{s / seconds[first]:.2f}") for name, s in seconds.items()]
-    print(table(("", "ms", f"of {first}"), rows))
+        calls = dict(other_engines(path, weights, images))
+        calls |= dict(torch_engines(path, weights, images, arguments.compile))
+        return medians(calls, arguments.repeats)
+
+
+@torch.no_grad()
+def main() -> None:
+    arguments = parse_arguments()
+    found = {Path(cfg).stem: measure(cfg, arguments) for cfg in arguments.cfg}
+    print(f"{machine()}\n{arguments.size} x {arguments.size}, batch {arguments.batch}")
+    header, (first, *_) = [""], next(iter(found.values()))
+    for name in found:
+        header += [f"{name}, ms", f"of {first}"]
+    rows = [
+        [engine]
+        + [text for each in found.values()
+           for text in (f"{each[engine] * 1e3:.1f}", f"{each[engine] / each[first]:.2f}")]
+        for engine in next(iter(found.values()))
+    ]  # fmt: skip
+    print(table(header, rows))
 
 
 if __name__ == "__main__":
