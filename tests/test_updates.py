@@ -3,6 +3,7 @@ self-adversarial training.  Source: Darknet's src/network_kernels.cu, train_netw
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -164,3 +165,45 @@ def test_an_update_trains_on_attacked_images(convolution, monkeypatch):
     for (name, found), expected in zip(model.named_parameters(), before.parameters(), strict=True):
         wanted = torch.zeros_like(found) if expected.grad is None else expected.grad
         torch.testing.assert_close(found.grad, wanted, rtol=1e-4, atol=1e-7, msg=name)
+
+
+def fill_memory(model, images, times=2):
+    """From so many mini-batches of more than so many images on, backward finds memory full."""
+    large = []
+
+    def forward(_, arguments, output):
+        if len(output) > images and output.requires_grad:
+            large.append(output)
+            if len(large) >= times:
+                output.register_hook(full)
+
+    def full(_):
+        raise torch.OutOfMemoryError
+
+    model.layers[-2].register_forward_hook(forward)
+
+
+def cut(batches, rows):
+    for images, targets, files in batches:
+        for first in range(0, len(images), rows):
+            own = targets[(targets[:, 0] >= first) & (targets[:, 0] < first + rows)].clone()
+            own[:, 0] -= first
+            yield images[first : first + rows], own, files[first : first + rows]
+
+
+@pytest.mark.parametrize(("batch", "rows", "less"), [(8, 4, 1), (12, 6, 3), (18, 9, 3)])
+def test_an_update_without_memory_is_the_same_in_smaller_mini_batches(batch, rows, less):
+    """Bit for bit, although it had changed gradients and running statistics, and drawn numbers."""
+    models = []
+    for images in (rows, less):
+        model = network(batch // images, convolution="cbn=1\n[dropout]\nprobability=.5")
+        models.append(model)
+        model.network = model.network._replace(net=replace(model.net, batch=batch))
+        if images == rows:
+            fill_memory(model, less)
+        trained, stream = Updater(model), cut(batches(6, rows), images)
+        for iteration in (1, 2, 3):
+            trained.update(iteration, stream)
+    one, two = (model.state_dict() for model in models)
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert models[0].net == models[1].net
