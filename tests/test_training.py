@@ -323,3 +323,9 @@ def test_one_image_without_memory_ends_with_a_sentence(work):
     run.model.layers[-2].register_forward_hook(full)
     with pytest.raises(ValueError, match="out of memory with mini-batches of 1 images"):
         run.run()
+
+
+def test_the_fewest_subdivisions_are_looked_for_on_a_gpu_alone(work, call):
+    flags = "--data tiny.data --cfg tiny.cfg --subdivisions auto --device cpu"
+    code, _, errors = call("train.py", *flags.split())
+    assert code == 1 and "--subdivisions auto: found cpu" in errors

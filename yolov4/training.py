@@ -290,8 +290,11 @@ class Training:
         if settings.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts
             torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = not settings.deterministic
         keep_freed_memory()
         device, rank, world = distributed.join(choose_device(settings.device))
+        if settings.subdivisions == "auto" and device.type != "cuda":
+            raise ValueError(f"--subdivisions auto: found {device}, expected a GPU or a number")
         self.settings, self.folder, self.log = settings, folder, log
         self.say = (lambda _: None) if rank else say
         checkpoint = last_checkpoint(folder) if resume else None
