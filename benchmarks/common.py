@@ -29,6 +29,8 @@ def medians(calls: dict[str, Callable], repeats: int) -> dict[str, float]:
         for name, call in calls.items():
             start = time.perf_counter()
             call()
+            if torch.cuda.is_available():
+                torch.cuda.synchronize()
             if turn:
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
@@ -67,9 +69,13 @@ def train(folder: Path, *flags: str) -> tuple[list[dict[str, float]], float]:
     _, status, usage = os.wait4(process.pid, 0)
     if status:
         sys.exit(status)
-    with (folder / "run/results.csv").open() as file:
-        rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
-    return rows, usage.ru_maxrss / 2**20
+    return read_results(folder / "run"), usage.ru_maxrss / 2**20
+
+
+def read_results(run: Path) -> list[dict[str, float]]:
+    """results.csv of a run's folder."""
+    with (run / "results.csv").open() as file:
+        return [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
 
 
 def machine() -> str:

@@ -31,21 +31,31 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def torch_engines(cfg: Path, weights: Path, images: torch.Tensor, compiled: bool) -> Iterator:
-    def decoding(network: Callable, x: torch.Tensor, heads) -> Callable:
-        return lambda: [yolov4.decode(*each) for each in zip(network(x), heads, strict=True)]
+def decoding(network: Callable, x: torch.Tensor, heads) -> Callable:
+    return lambda: [yolov4.decode(*each) for each in zip(network(x), heads, strict=True)]
 
+
+def plain_engine(cfg: Path, weights: Path, images: torch.Tensor) -> Callable:
+    """An eager port on the device and in the type of the images."""
     plain = plain_port(yolov4.Darknet.from_cfg(cfg)).eval()
     yolov4.load_weights(plain, weights)
-    yield "torch, a plain port", decoding(plain, images, plain.heads)
+    return decoding(plain.to(images.device, images.dtype), images, plain.heads)
+
+
+def torch_engine(cfg: Path, weights: Path, images: torch.Tensor, **options) -> tuple:
+    """Network, its input and heads, as a Detector with these options has them."""
+    detector = yolov4.Detector(cfg, weights, **options)
+    x = images.to(detector.device, detector.dtype, memory_format=torch.channels_last)
+    return detector.network, x, detector.heads
+
+
+def torch_engines(cfg: Path, weights: Path, images: torch.Tensor, compiled: bool) -> Iterator:
+    yield "torch, a plain port", plain_engine(cfg, weights, images)
     variants = {"torch, as detect.py": {}, "torch, --half bf16": {"half": "bf16"}}
     for name, options in (
         variants | ({"torch, --compile": {"compiled": True}} if compiled else {})
     ).items():
-        detector = yolov4.Detector(cfg, weights, device="cpu", **options)
-        dtype = torch.bfloat16 if "half" in options else torch.float32
-        x = images.to(dtype, memory_format=torch.channels_last)
-        yield name, decoding(detector.network, x, detector.heads)
+        yield name, decoding(*torch_engine(cfg, weights, images, device="cpu", **options))
 
 
 def other_engines(cfg: Path, weights: Path, images: torch.Tensor) -> Iterator[tuple[str, Callable]]:

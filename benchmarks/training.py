@@ -7,6 +7,7 @@ import multiprocessing
 import resource
 import statistics
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -56,21 +57,37 @@ def draw_pictures(folder: Path, classes: int, count: int = 50) -> Path:
     return folder / "list.txt"
 
 
-def eager(cfg: str, size: int, batch: int, repeats: int, answer) -> None:
-    """Seconds per iteration and GiB of a plain port: forward, loss, backward, SGD."""
-    model = plain_port(seeded_network(cfg, size)).train()
-    loss = yolov4.DarknetLoss(model.heads, model.net)
-    optimiser = torch.optim.SGD(model.parameters(), 1e-5, 0.9, weight_decay=5e-4)
-    images = torch.rand(batch, model.net.channels, size, size)
+def draw_batch(batch: int, size: int, channels: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    """Noise (batch, channels, size, size) in 0..1, and ten targets per image."""
+    images = torch.rand(batch, channels, size, size)
     targets = torch.rand(10 * batch, 6) * torch.tensor([batch, 20, 1, 1, 0.4, 0.4])
     targets[:, :2].floor_()
+    return images, targets
+
+
+def plain_step(
+    cfg: str, size: int, batch: int, device: str = "cpu", half: torch.dtype | None = None
+) -> Callable:
+    """An iteration of a plain port: forward, loss, backward, SGD.  half: of autocast."""
+    model = plain_port(seeded_network(cfg, size)).train().to(device)
+    loss = yolov4.DarknetLoss(model.heads, model.net)
+    optimiser = torch.optim.SGD(model.parameters(), 1e-5, 0.9, weight_decay=5e-4)
+    images, targets = draw_batch(batch, size, model.net.channels)
+    images = images.to(device)
 
     def step():
         optimiser.zero_grad()
-        loss(model(images), targets).total.backward()
+        with torch.autocast(device, half, enabled=half is not None):
+            logits = model(images)
+        loss(logits, targets).total.backward()
         optimiser.step()
 
-    seconds = medians({"step": step}, repeats)["step"]
+    return step
+
+
+def eager(cfg: str, size: int, batch: int, repeats: int, answer) -> None:
+    """Seconds per iteration and GiB of a plain port."""
+    seconds = medians({"step": plain_step(cfg, size, batch)}, repeats)["step"]
     answer.put((seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20))
 
 

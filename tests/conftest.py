@@ -59,21 +59,21 @@ def shared() -> Path:
     return SHARED
 
 
+def load_golden(name: str):
+    """A result of Darknet: .json, or .npz -> dict of arrays and plain values."""
+    places = [place / "golden" / name for place in (ROOT / "tests", SHARED)]
+    path = next((path for path in places if path.exists()), None)
+    if path is None:
+        pytest.skip(f"needs {places[1]}, which is not here")
+    if path.suffix == ".json":
+        return json.loads(path.read_text())
+    with np.load(path) as arrays:
+        return {key: each if each.ndim else each.item() for key, each in arrays.items()}
+
+
 @pytest.fixture(scope="session")
 def golden():
-    """golden(name) reads a result of Darknet: .json, or .npz -> dict of arrays and plain values."""
-
-    def load(name: str):
-        places = [place / "golden" / name for place in (ROOT / "tests", SHARED)]
-        path = next((path for path in places if path.exists()), None)
-        if path is None:
-            pytest.skip(f"needs {places[1]}, which is not here")
-        if path.suffix == ".json":
-            return json.loads(path.read_text())
-        with np.load(path) as arrays:
-            return {key: each if each.ndim else each.item() for key, each in arrays.items()}
-
-    return load
+    return load_golden
 
 
 @pytest.fixture

@@ -57,15 +57,21 @@ def assert_same_rows(found, expected):
         used[window.start + near.argmax()] = True
 
 
+def golden_detections(case, when, device="cpu"):
+    """`before` or `after` NMS, and the size of their image."""
+    heads = heads_of(parse_cfg(case["cfg"]))
+    size = tuple(int(side) for side in case["image_size"])
+    nms_thresh = case["nms"] if when == "after" else 0
+    logits = [as_logits(case["layer_input"], heads[0]).to(device)]
+    options = case["thresh"], nms_thresh, case["letter_box"]
+    return detections_from_logits(logits, heads, size, *options)[0].cpu(), size
+
+
 @pytest.mark.parametrize("when", ["before", "after"])
 @pytest.mark.parametrize("name", golden_names("detections"))
 def test_detections_are_darknets(name, when, golden):
     case = golden(f"detections/{name}.npz")
-    heads = heads_of(parse_cfg(case["cfg"]))
-    size = tuple(int(side) for side in case["image_size"])
-    nms_thresh = case["nms"] if when == "after" else 0
-    logits, options = [as_logits(case["layer_input"], heads[0])], (nms_thresh, case["letter_box"])
-    (detections,) = detections_from_logits(logits, heads, size, case["thresh"], *options)
+    detections, size = golden_detections(case, when)
     assert (detections.scores.diff() <= 0).all() and detections.labels.dtype == torch.int64
     assert_same_rows(rows_of(detections, size), case[when])
 

@@ -11,7 +11,7 @@ import power_cut
 import pytest
 import torch
 from test_training import CFG, started, trained, training, wait_for, work, write_cfg
-from test_updates import batches, network
+from test_updates import batches, fill_memory, network
 
 from yolov4 import distributed, save_weights
 from yolov4.training import Updater
@@ -65,15 +65,20 @@ def updated(environment, path):
     torch.save(model.state_dict(), path / f"{world}{rank}.pt")
 
 
-def test_attacks_and_stopped_gradients_are_those_of_one_process(tmp_path):
+def results(updates, path):
+    """What `updates` saves: alone, and as the first and the second of two processes."""
     environments = *power_cut.ranks_of(1), *power_cut.ranks_of(2)
-    ranks = [power_cut.SERVER.Process(target=updated, args=(e, tmp_path)) for e in environments]
+    ranks = [power_cut.SERVER.Process(target=updates, args=(e, path)) for e in environments]
     for rank in ranks:
         rank.start()
     for rank in ranks:
         rank.join(100)
         assert rank.exitcode == 0
-    one, first, second = (torch.load(tmp_path / f"{name}.pt") for name in ("10", "20", "21"))
+    return [torch.load(path / f"{name}.pt") for name in ("10", "20", "21")]
+
+
+def test_attacks_and_stopped_gradients_are_those_of_one_process(tmp_path):
+    one, first, second = results(updated, tmp_path)
     before = network(convolution="stopbackward=2").state_dict()
     assert not torch.equal(one["layers.0.0.weight"], before["layers.0.0.weight"])
     assert_close(first, one)
@@ -140,3 +145,26 @@ def test_a_kill_while_it_resumes_keeps_the_results(work):
     lines = (work / "runs/run/results.csv").read_text().splitlines()
     numbers = [line.split(",")[0] for line in lines]
     assert numbers == ["iteration", *map(str, range(1, len(lines)))] and len(lines) > 4
+
+
+def cut_updates(environment, path):
+    """Two updates; the second process has memory for single images alone."""
+    os.environ |= environment
+    torch.set_num_threads(1)
+    _, rank, world = distributed.join(torch.device("cpu"))
+    model = network(subdivisions=2)
+    model.layers[0][1] = torch.nn.Identity()
+    if rank:
+        fill_memory(model, 1, times=1)
+    trained, stream = Updater(model, world=world), list(batches(4, 2))
+    for iteration in (1, 2):
+        trained.update(iteration, stream[2 * iteration - 2 :][rank:2:world])
+    distributed.leave()
+    torch.save((model.net.subdivisions, model.state_dict()), path / f"{world}{rank}.pt")
+
+
+def test_processes_agree_on_more_subdivisions(tmp_path):
+    one, first, second = results(cut_updates, tmp_path)
+    assert (one[0], first[0], second[0]) == (2, 4, 4)
+    assert_close(first[1], one[1])
+    assert_close(second[1], one[1])

@@ -89,3 +89,7 @@ def test_neither_a_script_nor_help_imports_a_slow_library():
 def test_detecting_waits_for_no_library_that_it_does_not_need():
     found = imported_by("import yolov4.detector, yolov4.video")
     assert "torch" in found and not {"torchvision", "matplotlib"} & found
+
+
+def test_training_needs_no_library_of_reports_and_exports():
+    assert not {"jinja2", "yaml", "torchvision"} & imported_by("import yolov4.training")

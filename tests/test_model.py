@@ -23,13 +23,11 @@ def upstream(root, name):
     return read_cfg(path)
 
 
-@pytest.mark.parametrize("name", golden_names("forward"))
-def test_outputs_are_darknets(name, golden, root, tmp_path):
-    expected = golden(f"forward/{name}.npz")
+def golden_outputs(expected, network, path, device="cpu"):
+    """Pairs of what each head receives and what Darknet's receives, from weights by way of path."""
     width, height = map(int, expected["size"])
-    network = upstream(root, name)
     network = network._replace(net=replace(network.net, width=width, height=height))
-    model, path = Darknet(network).eval(), tmp_path / "seeded.weights"
+    model = Darknet(network).eval().to(device)
     write_seeded_weights(path, network, expected["seed"])
     assert sum(layer.parameters for layer in model.plan) == expected["floats"]
     assert path.stat().st_size == 20 + 4 * expected["floats"]
@@ -38,12 +36,19 @@ def test_outputs_are_darknets(name, golden, root, tmp_path):
     random = np.random.Generator(np.random.PCG64(1000 + expected["seed"]))
     images = torch.from_numpy(random.random((3, height, width), dtype=np.float32))[None]
     with torch.inference_mode():
-        logits = model(images)
+        logits = model(images.to(device))
     assert len(logits) == len(model.heads) == sum(key.startswith("raw") for key in expected)
     for values, head in zip(logits, model.heads, strict=True):
         # Darknet's last convolution is logistic there
-        found = (values.sigmoid() if head.new_coords else values)[0].numpy()
-        np.testing.assert_allclose(found, expected[f"raw{head.index}"], rtol=1e-4, atol=1e-4)
+        found = (values.sigmoid() if head.new_coords else values)[0].cpu().numpy()
+        yield found, expected[f"raw{head.index}"]
+
+
+@pytest.mark.parametrize("name", golden_names("forward"))
+def test_outputs_are_darknets(name, golden, root, tmp_path):
+    network, path = upstream(root, name), tmp_path / "seeded.weights"
+    for found, expected in golden_outputs(golden(f"forward/{name}.npz"), network, path):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_summary_lists_every_layer_and_the_totals(root):

@@ -53,6 +53,11 @@ def test_flags_override_the_recipe_and_the_recipe_overrides_the_cfg(tmp_path):
     assert sections[-1].new_coords
 
 
+def test_the_fewest_subdivisions_start_with_one():
+    text = "[net]\nbatch=4\nsubdivisions=2\nmax_batches=9\n"
+    assert applied(text, subdivisions="auto").net.subdivisions == 1
+
+
 def test_steps_and_burn_in_follow_a_given_length():
     text = "[net]\nbatch=4\nburn_in=200\nmax_batches=1000\nsteps=800,900\n"
     for given, expected in (

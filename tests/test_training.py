@@ -290,3 +290,42 @@ def test_where_a_run_was_made_stays_in_its_settings(root, tmp_path, monkeypatch)
     secrets = b"telltale", bytes(Path.home()) + b"/", bytes(root / "yolov4")
     found = {name for name, content in held.items() if any(each in content for each in secrets)}
     assert found == {"settings.json"}
+
+
+def test_a_full_memory_takes_more_subdivisions_and_the_run_goes_on(work):
+    """It ends, and resumes, with the weights of a run that had as many from the start."""
+    write_cfg(work, iterations=8, subdivisions=2)
+    expected = trained(work, "expected", eval_every=0)
+    write_cfg(work, iterations=8)
+    said = []
+    run = training(work, "run", said.append, eval_every=0, save_every=4)
+
+    def full(_, arguments, output):
+        if len(output) > 2 and run.model.training:
+            raise torch.OutOfMemoryError
+
+    run.model.layers[-2].register_forward_hook(full)
+    run.run()
+    folder = work / "runs/run"
+    assert (folder / "run_last.weights").read_bytes() == expected
+    assert len([line for line in said if "out of memory" in line]) == 1
+    assert "subdivisions=2\n" in (folder / "run.cfg").read_text()
+    (folder / "previous.pt").rename(folder / "last.pt")
+    assert trained(work, "run", resume=True, eval_every=0) == expected
+
+
+def test_one_image_without_memory_ends_with_a_sentence(work):
+    run = training(work, valid=None, subdivisions=2)
+
+    def full(*_):
+        raise torch.OutOfMemoryError
+
+    run.model.layers[-2].register_forward_hook(full)
+    with pytest.raises(ValueError, match="out of memory with mini-batches of 1 images"):
+        run.run()
+
+
+def test_the_fewest_subdivisions_are_looked_for_on_a_gpu_alone(work, call):
+    flags = "--data tiny.data --cfg tiny.cfg --subdivisions auto --device cpu"
+    code, _, errors = call("train.py", *flags.split())
+    assert code == 1 and "--subdivisions auto: found cpu" in errors

@@ -3,6 +3,7 @@ self-adversarial training.  Source: Darknet's src/network_kernels.cu, train_netw
 
 import copy
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -38,13 +39,13 @@ def batches(count, rows, seed=0):
         yield images, targets, [[f"{row}.jpg"] for row in range(rows)]
 
 
-@pytest.mark.parametrize(("name", "tolerance"), [("plain", 1e-5), ("batchnorm", 5e-3)])
-def test_ten_iterations_end_with_darknets_weights(golden, tmp_path, name, tolerance):
-    case = golden(f"train/{name}.npz")
-    model = Darknet.from_cfg(text=case["cfg"])
+def golden_training(case, folder, device="cpu"):
+    """The .weights file after it, the largest change not Darknet's as a share of the largest that
+    is, and the losses."""
+    model = Darknet.from_cfg(text=case["cfg"]).to(device)
     header = np.array([0, 2, 5, 0, 0], "<i4").tobytes()
-    (tmp_path / "before.weights").write_bytes(header + case["weights_before"].tobytes())
-    load_weights(model, tmp_path / "before.weights")
+    (folder / "before.weights").write_bytes(header + case["weights_before"].tobytes())
+    load_weights(model, folder / "before.weights")
     rows = model.net.batch // model.net.subdivisions
 
     def mini_batches():
@@ -54,11 +55,21 @@ def test_ten_iterations_end_with_darknets_weights(golden, tmp_path, name, tolera
 
     trained, stream = Updater(model), mini_batches()
     losses = [trained.update(i + 1, stream).loss for i in range(case["iterations"])]
-    save_weights(model, tmp_path / "after.weights", seen=int(case["seen_after"][0]))
-    written = (tmp_path / "after.weights").read_bytes()
-    after = np.frombuffer(written[20:], "<f4")
+    save_weights(model, folder / "after.weights", seen=int(case["seen_after"][0]))
+    written = (folder / "after.weights").read_bytes()
+    away = np.abs(np.frombuffer(written[20:], "<f4") - case["weights_after"]).max()
     change = np.abs(case["weights_after"] - case["weights_before"]).max()
-    assert np.abs(after - case["weights_after"]).max() <= tolerance * change
+    return written, away / change, losses
+
+
+TOLERANCES = {"plain": 1e-5, "batchnorm": 5e-3}
+
+
+@pytest.mark.parametrize("name", TOLERANCES)
+def test_ten_iterations_end_with_darknets_weights(golden, tmp_path, name):
+    case = golden(f"train/{name}.npz")
+    written, away, losses = golden_training(case, tmp_path)
+    assert away <= TOLERANCES[name]
     assert losses == pytest.approx(list(case["loss"]), rel=1e-3)
     assert np.frombuffer(written[:12], "<i4").tolist() == list(case["header_after"])
     assert np.frombuffer(written[12:20], "<i8")[0] == case["seen_after"][0]
@@ -164,3 +175,45 @@ def test_an_update_trains_on_attacked_images(convolution, monkeypatch):
     for (name, found), expected in zip(model.named_parameters(), before.parameters(), strict=True):
         wanted = torch.zeros_like(found) if expected.grad is None else expected.grad
         torch.testing.assert_close(found.grad, wanted, rtol=1e-4, atol=1e-7, msg=name)
+
+
+def fill_memory(model, images, times=2):
+    """From so many mini-batches of more than so many images on, backward finds memory full."""
+    large = []
+
+    def forward(_, arguments, output):
+        if len(output) > images and output.requires_grad:
+            large.append(output)
+            if len(large) >= times:
+                output.register_hook(full)
+
+    def full(_):
+        raise torch.OutOfMemoryError
+
+    model.layers[-2].register_forward_hook(forward)
+
+
+def cut(batches, rows):
+    for images, targets, files in batches:
+        for first in range(0, len(images), rows):
+            own = targets[(targets[:, 0] >= first) & (targets[:, 0] < first + rows)].clone()
+            own[:, 0] -= first
+            yield images[first : first + rows], own, files[first : first + rows]
+
+
+@pytest.mark.parametrize(("batch", "rows", "less"), [(8, 4, 1), (12, 6, 3), (18, 9, 3)])
+def test_an_update_without_memory_is_the_same_in_smaller_mini_batches(batch, rows, less):
+    """Bit for bit, although it had changed gradients and running statistics, and drawn numbers."""
+    models = []
+    for images in (rows, less):
+        model = network(batch // images, convolution="cbn=1\n[dropout]\nprobability=.5")
+        models.append(model)
+        model.network = model.network._replace(net=replace(model.net, batch=batch))
+        if images == rows:
+            fill_memory(model, less)
+        trained, stream = Updater(model), cut(batches(6, rows), images)
+        for iteration in (1, 2, 3):
+            trained.update(iteration, stream)
+    one, two = (model.state_dict() for model in models)
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    assert models[0].net == models[1].net

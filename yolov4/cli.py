@@ -92,9 +92,13 @@ def tiles(text):
     return text if text == "auto" else network_size(text)
 
 
+def mini_batches(text):
+    return text if text == "auto" else int(text)
+
+
 KINDS = {  # of values; others are text
     "INT": int, "FLOAT": float, "COUNT": positive, "SHARE": share, "SIZE": network_size,
-    "TILES": tiles,
+    "TILES": tiles, "NUMBER": mini_batches,
 }  # fmt: skip
 POLICIES = "|".join(get_args(get_type_hints(Net)["policy"]))
 
@@ -165,7 +169,8 @@ TRAIN = (
     f"""instead of the cfg's
 --batch INT          images of one update, summed over all processes; the learning rate is for one
                      update
---subdivisions INT   mini-batches of one update: more need less memory
+--subdivisions NUMBER  mini-batches of one update: more need less memory; auto: the fewest that a
+                     GPU has memory for
 --max-batches INT    iterations
 --epochs FLOAT       the same, in passes over the images
 --learning-rate FLOAT  of one update

@@ -24,8 +24,6 @@ from pathlib import Path, PureWindowsPath
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
-import yaml
-
 from yolov4.cfg import read_data, read_names
 from yolov4.data import (
     BOXES,
@@ -432,6 +430,8 @@ def read_coco(found, path, images, annotations, classes):
 
 def read_yaml(path):
     """An ultralytics data set, or None for other YAML.  Raises ValueError for what is no YAML."""
+    import yaml  # training alone does without it
+
     try:
         data = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:

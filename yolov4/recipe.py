@@ -46,7 +46,7 @@ class Settings:
     deterministic: bool = False
     patience: int = 0  # evaluations without a better mAP before it stops; 0: never
     batch: int | None = None
-    subdivisions: int | None = None
+    subdivisions: int | str | None = None  # or "auto"
     max_batches: int | None = None
     epochs: float | None = None
     learning_rate: float | None = None
@@ -129,6 +129,8 @@ def configured(network, settings, images, say):
         for key, value in vars(settings).items()
         if key in vars(net) and value is not None
     }
+    if settings.subdivisions == "auto":
+        given["subdivisions"] = 1  # training takes more where the memory of a GPU is full
     if settings.epochs:
         given["max_batches"] = ceil(settings.epochs * images / given.get("batch", net.batch))
     if iterations := given.get("max_batches"):

@@ -9,7 +9,6 @@ import math
 from pathlib import Path
 
 import cv2
-import jinja2
 import numpy as np
 
 from yolov4 import metrics, plots
@@ -78,6 +77,8 @@ def write(folder, records, result, names, *, notes=(), run=None):
             ],
             "settings": json.loads((run / "settings.json").read_bytes()),
         }
+    import jinja2  # training alone does without it
+
     template = Path(__file__).with_suffix(".html").read_text()
     template = jinja2.Template(template, autoescape=True, trim_blocks=True)
     files["report.html"] = template.render(page)

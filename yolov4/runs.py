@@ -113,13 +113,17 @@ class RunFolder:
             except ImportError:
                 raise ValueError("--tensorboard needs a package: pip install tensorboard") from None
             self.board = SummaryWriter(str(path / "tensorboard"), purge_step=iteration + 1)
-        self.cfg = format_cfg(network.net, network.sections)
         check_size(network.net, path)
-        self._write(f"{self.name}.cfg", self.cfg)
+        self.write_cfg(network)
         self._write(f"{self.name}.names", "".join(f"{name}\n" for name in names))
         self._write("settings.json", json.dumps(settings, indent=1) + "\n")
         self._write("results.csv", self._rows_up_to(iteration))
         self.results = (path / "results.csv").open("a", newline="", encoding="utf-8")
+
+    def write_cfg(self, network):
+        """Writes NAME.cfg, which the next last.pt holds too."""
+        self.cfg = format_cfg(network.net, network.sections)
+        self._write(f"{self.name}.cfg", self.cfg)
 
     def _write(self, name, text):
         with replacing(self.path / name) as beside:

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from dataclasses import asdict, dataclass, replace
-from itertools import chain, islice
+from itertools import chain, count, islice, tee
 
 import torch
 from torch import nn
@@ -64,11 +64,15 @@ class Updater:
     are; decay acts on convolutions and shortcuts, not on biases and batch normalisation.
     amp: "off", "bf16" or "fp16".  freeze: so many layers keep weights and running statistics.
     ema: decay of the averaged weights, which else follow [net] ema_alpha.  world: processes.
+    seed: of what is drawn in an update, as by dropout; another in each process.
     state: of last.pt.
     """
 
-    def __init__(self, model, *, amp="off", loss="darknet", freeze=0, ema=0.0, world=1, state=None):
+    def __init__(
+        self, model, *, amp="off", loss="darknet", freeze=0, ema=0.0, world=1, seed=0, state=None
+    ):
         self.model, self.net, self.freeze, self.ema = model, model.net, freeze, ema
+        self.world, self.seed = world, seed
         self.device = next(model.parameters()).device
         self.loss = LOSSES[loss](model.heads, self.net)
         self.autocast = torch.autocast(self.device.type, HALVES.get(amp), enabled=amp in HALVES)
@@ -97,42 +101,18 @@ class Updater:
             part.load_state_dict(state[key])
         self.stops = [getattr(section, "stopbackward", 0) for section in model.sections]
         self.mini_batches, self.parallel = max(self.net.subdivisions, world) // world, model
+        self.cuts = 1  # parts of each mini-batch that comes
+        self.alone = False  # until every process has had enough memory
         if world > 1:
             self.parallel = DistributedDataParallel(model, find_unused_parameters=any(self.stops))
+            self.alone = not any(isinstance(each, nn.SyncBatchNorm) for each in model.modules())
 
     def update(self, iteration, batches):
         """One iteration, counted from 1.  batches: images uint8 (B, 3, H, W) RGB, targets (T, 6),
         image files; as many as this process needs are taken.
         Raises NonFiniteLoss before the weights change."""
         net, rate = self.net, learning_rate(iteration, self.net)
-        attack, grown = attack_rate(iteration, net), growth(iteration, net.max_batches)
-        self.model.train()
-        self.model.layers[: self.freeze].eval()
-        # no gradient up to this layer: stopbackward=1 always, N > 1 in the first N iterations
-        stopped = (i for i, stop in enumerate(self.stops) if stop == 1 or stop >= iteration)
-        self.model.frozen = max(stopped, default=-1)
-        self.optimiser.zero_grad(set_to_none=False)
-        reports, files = [], []
-        for number, (images, targets, names) in enumerate(islice(batches, self.mini_batches)):
-            set_stage(self.model, grown, number)
-            images = images.to(self.device, non_blocking=True).float().div_(255)
-            images = images.contiguous(memory_format=torch.channels_last)
-            if attack and torch.rand(()) < 0.5:
-                images = self._attack(images, attack)
-            # of DistributedDataParallel, which joins the gradients in the last backward
-            self.parallel.require_backward_grad_sync = number == self.mini_batches - 1
-            with self.autocast:
-                logits = self.parallel(images)
-            # the stride may not divide a size that `random` draws
-            self.loss.heads = [
-                replace(head, size=images.shape[:1:-1], cells=each.shape[:1:-1])
-                for head, each in zip(self.model.heads, logits, strict=True)
-            ]
-            terms = self.loss(logits, targets)
-            self.scaler.scale(terms.total / self.mini_batches).backward()
-            reports.append(torch.stack([terms.total.detach(), *chain(*terms.heads)]))
-            files.append(names)
-        update = self._report(iteration, rate, torch.stack(reports), files)
+        update = self._report(iteration, rate, *self._fitting(iteration, batches))
         for group in self.optimiser.param_groups:
             group["lr"], group["momentum"] = rate, momentum(iteration, net)
         group["lr"] = bias_rate(iteration, net)  # the last one has the biases
@@ -145,6 +125,90 @@ class Updater:
             )
         self._average(iteration)
         return update
+
+    def _fitting(self, iteration, batches):
+        """`_accumulate`; where a GPU's memory is full, again from the start with mini-batches of
+        half as many images.
+
+        Processes wait for each other while they join gradients, so that none could say that its
+        memory is full: their first update is tried alone until all have enough.
+        """
+        before = [buffer.clone() for buffer in self.model.buffers()]
+        while True:
+            batches, again = tee(batches)
+            full = False
+            try:
+                found = self._accumulate(iteration, batches)
+            except torch.OutOfMemoryError:
+                if not self.alone and self.world > 1:
+                    raise
+                full = True
+            if not (full or self.alone):
+                return found
+            # outside of the handler, whose traceback holds the tensors
+            if distributed.in_any(full, self.device):
+                self._cut_mini_batches()
+            else:
+                self.alone = False
+            for buffer, value in zip(self.model.buffers(), before, strict=True):
+                buffer.copy_(value)
+            batches = again
+
+    def _accumulate(self, iteration, batches):
+        """Sums up the gradients of the mini-batches.  Returns what `_report` takes."""
+        net = self.net
+        attack, grown = attack_rate(iteration, net), growth(iteration, net.max_batches)
+        torch.manual_seed(self.seed + iteration)
+        network = self.model if self.alone else self.parallel
+        self.model.train()
+        self.model.layers[: self.freeze].eval()
+        # no gradient up to this layer: stopbackward=1 always, N > 1 in the first N iterations
+        stopped = (i for i, stop in enumerate(self.stops) if stop == 1 or stop >= iteration)
+        self.model.frozen = max(stopped, default=-1)
+        self.optimiser.zero_grad(set_to_none=False)
+        reports, files = [], []
+        mini_batches = islice(self._mini_batches(batches), self.mini_batches)
+        for number, (images, targets, names) in enumerate(mini_batches):
+            set_stage(self.model, grown, number)
+            images = images.to(self.device, non_blocking=True).float().div_(255)
+            images = images.contiguous(memory_format=torch.channels_last)
+            if attack and torch.rand(()) < 0.5:
+                images = self._attack(images, attack)
+            # of DistributedDataParallel, which joins the gradients in the last backward
+            self.parallel.require_backward_grad_sync = number == self.mini_batches - 1
+            with self.autocast:
+                logits = network(images)
+            # the stride may not divide a size that `random` draws
+            self.loss.heads = [
+                replace(head, size=images.shape[:1:-1], cells=each.shape[:1:-1])
+                for head, each in zip(self.model.heads, logits, strict=True)
+            ]
+            terms = self.loss(logits, targets)
+            self.scaler.scale(terms.total / self.mini_batches).backward()
+            reports.append(torch.stack([terms.total.detach(), *chain(*terms.heads)]))
+            files.append(names)
+        return torch.stack(reports), files
+
+    def _mini_batches(self, batches):
+        """Each of batches in `cuts` parts."""
+        for images, targets, names in batches:
+            rows = len(images) // self.cuts
+            for first in range(0, len(images), rows):
+                part = slice(first, first + rows)
+                own = targets[targets[:, 0].long() // rows == first // rows]  # a copy
+                own[:, 0] -= first
+                yield images[part], own, names[part]
+
+    def _cut_mini_batches(self):
+        """Twice as many, or what else divides their images.  Raises OutOfMemoryError if it is 1."""
+        images = self.net.batch // (self.mini_batches * self.world)
+        factor = next((n for n in range(2, images + 1) if images % n == 0), 0)
+        if not factor:
+            raise torch.OutOfMemoryError
+        self.cuts, self.mini_batches = self.cuts * factor, self.mini_batches * factor
+        self.net = replace(self.net, subdivisions=self.mini_batches * self.world)
+        self.model.network = self.model.network._replace(net=self.net)
+        torch.cuda.empty_cache()
 
     def _start_average(self):
         self.parts["ema"] = self.averaged = copy.deepcopy(self.model).requires_grad_(False)
@@ -226,8 +290,11 @@ class Training:
         if settings.deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # before CUDA starts
             torch.use_deterministic_algorithms(True)
+        torch.backends.cudnn.benchmark = not settings.deterministic
         keep_freed_memory()
         device, rank, world = distributed.join(choose_device(settings.device))
+        if settings.subdivisions == "auto" and device.type != "cuda":
+            raise ValueError(f"--subdivisions auto: found {device}, expected a GPU or a number")
         self.settings, self.folder, self.log = settings, folder, log
         self.say = (lambda _: None) if rank else say
         checkpoint = last_checkpoint(folder) if resume else None
@@ -266,14 +333,12 @@ class Training:
             )
         self.updater = Updater(
             model, amp=settings.amp, loss=settings.loss, freeze=settings.freeze, ema=settings.ema,
-            world=world, state=checkpoint,
+            world=world, seed=(settings.seed << 40) + (rank << 32), state=checkpoint,
         )  # fmt: skip
         self.loader = training_batches(
             self.paths, net, model.heads[-1], settings.seed, iteration, net.max_batches,
             settings.workers, rank, world, device.type == "cuda", settings.cache or 0.0,
         )  # fmt: skip
-        # for dropout: the same after a resume, another in each process
-        self.seed = (settings.seed << 40) + (rank << 32)
         self.unreadable, self.stopped, self.evaluation, self.files = set(), "", None, None
         if not rank:
             self.files = RunFolder(folder, network, self.names, asdict(settings), iteration)
@@ -329,7 +394,8 @@ class Training:
         try:
             self._loop(batches, bar)
         except torch.OutOfMemoryError:
-            images = self.net.batch // self.net.subdivisions
+            net = self.updater.net
+            images = net.batch // max(net.subdivisions, self.updater.world)
             raise ValueError(
                 f"{self.updater.device}: out of memory with mini-batches of {images} images, "
                 "expected more --subdivisions, or a smaller network"
@@ -362,8 +428,16 @@ class Training:
         while progress.iteration < last:
             progress.iteration += 1
             start, self.waited = time.perf_counter(), 0.0
-            torch.manual_seed(self.seed + progress.iteration)
             update = self.updater.update(progress.iteration, self._mini_batches(batches))
+            if self.net != self.updater.net:
+                self.net = self.updater.net
+                self.say(
+                    f"{self.updater.device}: out of memory in iteration {progress.iteration}; from "
+                    f"it on subdivisions={self.net.subdivisions}: the same sum over the batch, but "
+                    "batch norm by fewer images"
+                )
+                if self.files:
+                    self.files.write_cfg(self.model.network)
             if self.files:  # the first process; the others wait for it in `in_any`
                 seconds = time.perf_counter() - start
                 mean_ap = self._evaluate()
@@ -393,7 +467,7 @@ class Training:
 
     def _mini_batches(self, batches):
         """This iteration's mini-batches; counts the seconds that they are waited for."""
-        for number in range(self.updater.mini_batches):
+        for number in count():
             start = time.perf_counter()
             images, targets, files, faults = next(batches)
             self.waited += time.perf_counter() - start
@@ -402,8 +476,8 @@ class Training:
                     self.say(f"{reason}; another image takes its place")
                 self.unreadable.add(path)
             if len(self.unreadable) > UNREADABLE * len(self.paths):
-                count = f"{len(self.unreadable)} of {len(self.paths)} images"
-                raise ValueError(f"{count} cannot be read any more, the last: {reason}")
+                found = f"{len(self.unreadable)} of {len(self.paths)} images"
+                raise ValueError(f"{found} cannot be read any more, the last: {reason}")
             if self.files and number == 0:
                 self.files.save_picture(self.progress.iteration, images, targets)
             yield images, targets, files
