@@ -167,7 +167,7 @@ class Updater:
         self.model.frozen = max(stopped, default=-1)
         self.optimiser.zero_grad(set_to_none=False)
         reports, files = [], []
-        mini_batches = islice(self._mini_batches(batches), self.mini_batches)
+        mini_batches = islice(self._parts(batches), self.mini_batches)
         for number, (images, targets, names) in enumerate(mini_batches):
             set_stage(self.model, grown, number)
             images = images.to(self.device, non_blocking=True).float().div_(255)
@@ -189,7 +189,7 @@ class Updater:
             files.append(names)
         return torch.stack(reports), files
 
-    def _mini_batches(self, batches):
+    def _parts(self, batches):
         """Each of batches in `cuts` parts."""
         for images, targets, names in batches:
             rows = len(images) // self.cuts
