@@ -168,3 +168,16 @@ def test_mistakes_are_drawn_where_they_are(tmp_path):
     right = lines(12, plots.TRUTH), lines(10, plots.FOUND)
     wrong = lines(30, plots.TRUTH), lines(60, plots.FOUND)
     assert 0 < right[0] == right[1] < wrong[0] == wrong[1]
+
+
+def test_of_a_crowd_the_first_are_named():
+    rng = np.random.default_rng(0)
+    corners = rng.uniform(0, 198, (5000, 2))
+    boxes, image = np.c_[corners, corners + 2], np.zeros((200, 200, 3), np.uint8)
+
+    def drawn(named):
+        texts = ["cell"] * named + [""] * (5000 - named)
+        return plots.draw_boxes(image, boxes, [class_colour(0)] * 5000, texts)
+
+    assert np.array_equal(drawn(5000), drawn(200))
+    assert not np.array_equal(drawn(200), drawn(100))
