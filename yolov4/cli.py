@@ -68,21 +68,24 @@ def one_line_errors():
         sys.exit(130)
 
 
-def positive(text):
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+def within(kind, least, most):
+    """A reader of numbers in least..most."""
+
+    def read(text):
+        with suppress(ValueError, OverflowError):
+            if least <= (number := kind(text)) <= most:
+                return number
+        raise argparse.ArgumentTypeError(f"{text}: expected {kind.__name__} in {least}..{most}")
+
+    return read
 
 
-def share(text):
-    if not 0 <= float(text) <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a value in 0..1")
-    return float(text)
+LARGEST = 2**31 - 1  # of Darknet's int
+count = within(int, 1, LARGEST)
 
 
 def network_size(text):
-    width, height = map(positive, text.lower().split("x"))
+    width, height = map(count, text.lower().split("x"))
     return width, height
 
 
@@ -91,8 +94,9 @@ def tiles(text):
 
 
 KINDS = {  # of values; others are text
-    "INT": int, "FLOAT": float, "COUNT": positive, "SHARE": share, "SIZE": network_size,
-    "TILES": tiles,
+    "COUNT": count, "INT": within(int, 0, LARGEST), "SEED": within(int, 0, 2**63 - 1),
+    "FLOAT": within(float, 0, 1e6), "POSITIVE": within(float, 1e-9, 1e6),
+    "SHARE": within(float, 0, 1), "SIZE": network_size, "TILES": tiles,
 }  # fmt: skip
 POLICIES = "|".join(get_args(get_type_hints(Net)["policy"]))
 
@@ -161,18 +165,18 @@ TRAIN = (
 --resume RUN?        resume a run (default: the newest)
 """,
     f"""instead of the cfg's
---batch INT          images of one update, summed over all processes; the learning rate is for one
+--batch COUNT        images of one update, summed over all processes; the learning rate is for one
                      update
---subdivisions INT   mini-batches of one update: more need less memory
---max-batches INT    iterations
---epochs FLOAT       the same, in passes over the images
---learning-rate FLOAT  of one update
+--subdivisions COUNT  mini-batches of one update: more need less memory
+--max-batches COUNT  iterations
+--epochs POSITIVE     the same, in passes over the images
+--learning-rate POSITIVE  of one update
 --policy {POLICIES}  of the learning rate; onecycle: half a cosine after burn-in
 --loss darknet|yolov5  yolov5: targets assigned by the ratio of sides, autograd; heads and cfg are
                      changed to fit (default: darknet)
---width INT          of the network input, pixels
---height INT         of the network input, pixels
---ema FLOAT=0.9999?  decay of an exponential moving average of the weights (default: none)
+--width COUNT        of the network input, pixels
+--height COUNT       of the network input, pixels
+--ema SHARE=0.9999?  decay of an exponential moving average of the weights (default: none)
 """,
     f"""running{DEVICE}
 --amp off|bf16|fp16  mixed precision (default: off)
@@ -180,11 +184,11 @@ TRAIN = (
 --workers INT        processes that prepare images (default: one per core, 8 at most)
 --cache FLOAT        GB of memory for decoded images, shared by the workers (default: none; with
                      torchrun each process has its own)
---seed INT           of weights and augmentation (default: 0)
+--seed SEED          of weights and augmentation (default: 0)
 --deterministic      the same weights from the same seed on a GPU too, but slower
 --eval-every INT     iterations between evaluations, 0: only at the end (default: 4 epochs and at
                      least 100 iterations, after burn-in, as Darknet)
---save-every INT     iterations between checkpoints (default: 100)
+--save-every COUNT   iterations between checkpoints (default: 100)
 --tensorboard        write TensorBoard events into the run's folder
 --patience INT       stop after so many evaluations without a better mAP
 """,
@@ -369,7 +373,7 @@ CONVERT = """
 weights IN?          .pt or .weights (default: the newest run's last.pt)
 out OUT?             .weights or .pt (default: beside IN)
 --ema                take the exponential moving average of the weights
---upto INT           write only so many first layers, as yolov4.conv.137
+--upto COUNT         write only so many first layers, as yolov4.conv.137
 --verify IMAGE?      read the result again, compare bytes, run an image in OpenCV too
 --data DATA          with --verify: measure the mAP on its valid list with both too
 """
@@ -516,7 +520,7 @@ list LIST            list of images; labels as for training
 --cfg FILE           the network whose anchors are compared
 --size SIZE          WIDTHxHEIGHT of the network input (default: the cfg's)
 --num COUNT          of anchors (default: the cfg's, else 9)
---seed INT=0         of the k-means
+--seed SEED=0        of the k-means
 --out FILE           write the cfg there with the new anchors, in whole pixels
 --plot FILE          draw classes, box sizes against the cfg's anchors, positions there (.png)
 --names FILE         class names of the plot (default: class numbers)
@@ -584,14 +588,14 @@ def labels(words):
 CFG_OPTIONS = f"""
 name NAME?           {", ".join(PRESETS)}; or a .cfg, whose layers are printed
 --all FOLDER         write every .cfg of the project there
---classes INT        number of classes
+--classes COUNT      number of classes
 --names FILE         class names, one per line, instead of --classes
 --anchors TEXT       "width,height, width,height, ..." in pixels of the network input
---width INT          of the network input
---height INT         of the network input
---max-batches INT    iterations
---batch INT          images of one update
---subdivisions INT   mini-batches of one update
+--width COUNT        of the network input
+--height COUNT       of the network input
+--max-batches COUNT  iterations
+--batch COUNT        images of one update
+--subdivisions COUNT  mini-batches of one update
 --out FILE           default: it is printed
 """
 

@@ -273,7 +273,7 @@ class Training:
             settings.workers, rank, world, device.type == "cuda", settings.cache or 0.0,
         )  # fmt: skip
         # for dropout: the same after a resume, another in each process
-        self.seed = (settings.seed << 40) + (rank << 32)
+        self.seed = ((settings.seed << 40) + (rank << 32)) % 2**64  # as torch takes them
         self.unreadable, self.stopped, self.evaluation, self.files = set(), "", None, None
         if not rank:
             self.files = RunFolder(folder, network, self.names, asdict(settings), iteration)
