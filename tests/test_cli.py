@@ -24,7 +24,7 @@ from test_files import server
 from test_video import write_video
 
 import yolov4
-from yolov4 import files
+from yolov4 import cli, darknet, files
 from yolov4.cfg import read_cfg
 from yolov4.model import Darknet
 from yolov4.networks import build, cfg_text
@@ -89,6 +89,24 @@ def test_warnings_and_ctrl_c_are_one_line(call, monkeypatch):
 
     monkeypatch.setattr("yolov4.runs.new_settings", interrupted)
     assert call("train") == (130, "", "yolov4 train: mind the gap\nyolov4 train: interrupted\n")
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), MemoryError(), RecursionError("a\nb")])
+@pytest.mark.parametrize("command", [
+    "train", "val", "detect", "convert", "export", "anchors", "labels", "cfg", "detector", "partial"
+])  # fmt: skip
+def test_an_unexpected_error_is_one_line(call, monkeypatch, command, error):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(cli, "new_parser", fails)
+    monkeypatch.setattr(darknet, "detector", fails)
+    monkeypatch.setattr(darknet, "partial", fails)
+    code, out, err = call(command)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert re.match(rf"yolov4 {command}: unexpected {type(error).__name__} at yolov4.cli:\d+", err)
+    with pytest.raises(type(error)):
+        call(command, "--traceback")
 
 
 def test_an_image_is_drawn_saved_and_described(call, weights, tmp_path):
@@ -228,8 +246,7 @@ def started(call, monkeypatch, *flags) -> Settings:
     """The settings with which `train` would start a run."""
     runs = []
     monkeypatch.setattr("yolov4.training.Training", lambda *each: runs.append(each) or 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        call("train", *flags)
+    assert "ZeroDivisionError" in call("train", *flags)[2]
     return runs[0][0]
 
 

@@ -10,9 +10,10 @@ import shutil
 import sys
 import warnings
 from argparse import BooleanOptionalAction
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from itertools import groupby
 from pathlib import Path
+from traceback import walk_tb
 from typing import get_args, get_type_hints
 
 from tqdm import tqdm
@@ -50,22 +51,33 @@ def write(path, text):
 
 def complain(message, *_):
     """One line on stderr, above the progress bar."""
+    if getattr(message, "filename", None):  # of an OSError
+        message = f"{message.filename}: {message.strerror}"
     tqdm.write(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
 
 
 @contextmanager
 def one_line_errors():
-    """Warnings and expected errors as one line on stderr; exit code 1, or 130 for Ctrl-C."""
+    """Warnings and errors as one line on stderr; exit code 1, or 130 for Ctrl-C."""
     warnings.showwarning = complain
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
-        file = getattr(error, "filename", None)
-        complain(f"{file}: {error.strerror}" if file else error)
+        complain(error)
         sys.exit(1)
     except KeyboardInterrupt:
         complain("interrupted")
         sys.exit(130)
+    except Exception as error:
+        *_, where = (
+            f"{frame.f_globals['__name__']}:{line}"
+            for frame, line in walk_tb(error.__traceback__)
+            if frame.f_globals.get("__package__") == "yolov4"
+        )
+        reason = " ".join(str(error).split())[:200]
+        found = f"unexpected {type(error).__name__} at {where}: {reason}"
+        complain(f"{found} (--traceback shows it)")
+        sys.exit(1)
 
 
 def within(kind, least, most):
@@ -646,14 +658,15 @@ def main(name: str | None = None) -> None:
     """`yolov4 COMMAND ...`, or a script's one command."""
     commands = train, val, detect, convert, export, anchors, labels, cfg, detector, partial
     commands = {command.__name__: command for command in commands}
-    program, *words = sys.argv
+    program, *words = (word for word in sys.argv if word != "--traceback")
     if not name:
         parser = argparse.ArgumentParser(
-            "yolov4", epilog="yolov4 COMMAND --help lists its options."
+            "yolov4",
+            epilog="yolov4 COMMAND --help lists its options; --traceback shows where an error is.",
         )
         parser.add_argument("command", choices=commands)
         name, words = parser.parse_args(words[:1]).command, words[1:]
         program = f"yolov4 {name}"
-    sys.argv = [program, *words]  # for messages
-    with one_line_errors():
+    with nullcontext() if "--traceback" in sys.argv else one_line_errors():
+        sys.argv = [program, *words]  # for messages
         commands[name](words)
