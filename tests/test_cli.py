@@ -16,6 +16,8 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import cv2
+import fuzz
+import numpy as np
 import pytest
 from conftest import ROOT, draw
 from real_detections import REAL_MODELS, photograph, unmatched_detections
@@ -24,11 +26,12 @@ from test_files import server
 from test_video import write_video
 
 import yolov4
-from yolov4 import cli, darknet, files
+from yolov4 import cli, darknet, detector, files
 from yolov4.cfg import read_cfg
 from yolov4.model import Darknet
 from yolov4.networks import build, cfg_text
 from yolov4.recipe import Settings
+from yolov4.video import Output
 from yolov4.weights import save_weights
 
 
@@ -135,6 +138,50 @@ def test_unreadable_sources_are_named_and_skipped(call, weights, tmp_path):
     kept = len(greys(tmp_path / "out/cut.mp4"))
     assert 5 < kept < 35 and f"{kept} frames" in out
     assert frame_ids(tmp_path / "o.json") == [1, 2, 3, *range(1, kept + 1)]
+
+
+def test_each_bad_source_costs_itself_alone(weights, tmp_path):
+    """Links in a loop, names too long, pixels without end, a side that no JPEG has."""
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "bomb.png").write_bytes(fuzz.png(32000, 32000))
+    cv2.imwrite(str(tmp_path / "wide.png"), np.zeros((1, 100000, 3), np.uint8))
+    (tmp_path / "none").mkdir()
+    good = [draw(tmp_path / f"{number}.png") for number in range(2)]
+    bad = "a" * 300 + ".png", "loop.png", "bomb.png", "wide.png", "none", "gone.txt"
+    command = [sys.executable, ROOT / "detect.py", good[0], *bad, good[1], "--weights", weights]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout.count("cat: 100%") == 2
+    assert done.stderr.count("\n") == len(bad) and all(name in done.stderr for name in bad)
+    assert "MAX_IMAGE_PIXELS" in done.stderr
+
+
+def test_reading_predicting_and_drawing_fail_alone(call, weights, tmp_path, monkeypatch):
+    def failing_at(name, function):
+        def fails(*each):
+            if f"/{name}.png" in str(each[0] if isinstance(each[0], str) else each[1]):
+                raise MemoryError
+            return function(*each)
+
+        return fails
+
+    sources = [str(draw(tmp_path / f"{name}.png")) for name in ("read", "a", "predict", "b", "add")]
+    monkeypatch.setattr(detector, "read_image", failing_at("read", detector.read_image))
+    predict = failing_at("predict", detector.Detector._predict)
+    monkeypatch.setattr(detector.Detector, "_predict", predict)
+    monkeypatch.setattr(Output, "add", failing_at("add", Output.add))
+    code, out, err = call("detect", *sources, "--weights", weights, "--batch", 4)
+    assert code == 1 and out.count("cat: 100%") == 2 and err.count("MemoryError") == 3
+    assert all(f"{name}.png: " in err for name in ("read", "predict", "add"))
+
+
+def test_a_video_of_an_absurd_rate(call, shared, weights):
+    source = shared / "cases/reliability/rate_tiny.avi"
+    code, out, err = call("detect", source, "--weights", weights)
+    assert code == 0 and "40 frames" in out, err
+    source = draw(Path("a.png"))
+    code, out, err = call("detect", shared / "cases/reliability/rate_tiny.avi", source,
+                          "--weights", weights, "--every", 1000000)  # fmt: skip
+    assert code == 1 and "rate_tiny.avi: " in err and err.count("\n") == 1 and "cat: 100%" in out
 
 
 @pytest.mark.parametrize("every", [1, 4])

@@ -358,7 +358,12 @@ def detect(words):
     from yolov4.video import Closed, Output, Session, expand, is_stream
 
     files = find_files(given)
-    sources, note = [path for source in given.sources for path in expand(source)], ""
+    sources, note, unread = [], "", []
+    for source in given.sources:
+        try:
+            sources += expand(source)
+        except (ValueError, OSError) as error:
+            unread.append(complain(error))
     if not given.sources:
         paths = read_image_list(validation_list(files.run))
         sources = [str(path) for path in paths[:: max(1, len(paths) // SHOWN)][:SHOWN]]
@@ -377,7 +382,7 @@ def detect(words):
                     session.video(source)
             else:
                 session.images(list(group))
-    if session.failed:
+    if session.failed or unread:
         sys.exit(1)
 
 

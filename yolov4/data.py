@@ -1,7 +1,6 @@
 """Image lists, labels, the report before training, training samples and mini-batches.
 Source: Darknet's src/data.c (get_paths, read_boxes, load_data_detection), src/detector.c."""
 
-import contextlib
 import ctypes
 import glob
 import hashlib
@@ -124,11 +123,13 @@ def load_image(path):
         content = np.fromfile(path, np.uint8)  # cv2.imread needs ASCII under Windows
     else:
         raise ValueError(f"{path}: no such image (`python detect.py` takes folders and globs too)")
-    image = None
-    with contextlib.suppress(cv2.error):  # empty, too many pixels, a format that is switched off
+    image, reason = None, ""
+    try:
         image = cv2.imdecode(content, cv2.IMREAD_COLOR)
+    except cv2.error as error:  # empty, too many pixels, a format that is switched off
+        reason = f" ({error.err})"
     if image is None:
-        raise ValueError(f"{path}: found {content.size} bytes that OpenCV cannot decode")
+        raise ValueError(f"{path}: found {content.size} bytes that OpenCV cannot decode{reason}")
     return image
 
 

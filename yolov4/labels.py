@@ -134,7 +134,7 @@ class Conversion(Tree):
         """Counts a problem, instead of an error, where something is not as it should be."""
         try:
             yield
-        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        except Exception as error:
             self.problems[what].append(where or error)
 
     def write(self, path, lines):

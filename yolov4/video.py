@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import partial
 from glob import glob
 from itertools import count, tee
@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from yolov4.boxes import relative_boxes
 from yolov4.data import IMAGES, read_image_list
-from yolov4.detector import WORKERS
+from yolov4.detector import WORKERS, about
 from yolov4.plots import draw_detections
 
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
@@ -82,7 +82,7 @@ class Video:
         if not opened:
             raise ValueError(f"{source}: OpenCV finds no frame, expected a video or a camera")
         rate, frames = map(self.capture.get, (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))
-        self.rate = rate if 0 < rate <= 1000 else 25.0
+        self.rate = rate if 0.01 <= rate <= 1000 else 25.0
         self.size = image.shape[1::-1]
         self.length = math.ceil(frames / every) if frames > 0 else None
         self.seconds = frames / self.rate  # of the whole file
@@ -158,7 +158,7 @@ class Output:
         self.folder, self.names, self.stems = Path(folder), names, set()
         self.crops = save_crops
         self.labels = self.folder / "labels" if save_txt else None
-        self.taken = {Path(source).resolve() for source in sources}
+        self.taken = set(map(os.path.realpath, sources))
         (self.labels or self.folder).mkdir(parents=True, exist_ok=True)
         self.json = json_path and Path(json_path).open("w", encoding="utf-8")  # noqa: SIM115
         self.before = "[\n"  # what comes before the next record
@@ -171,7 +171,7 @@ class Output:
             name = Path(address.path).stem or address.hostname
         path, number = self.folder / f"{name}{suffix}", 1
         # some file systems ignore case
-        while path.stem.lower() in self.stems or path.resolve() in self.taken:
+        while path.stem.lower() in self.stems or os.path.realpath(path) in self.taken:
             number += 1
             path = self.folder / f"{name}_{number}{suffix}"
         self.stems.add(path.stem.lower())
@@ -233,8 +233,12 @@ def _rows(found, boxes, image_size):
 
 
 def write_picture(path, image):
-    """Encodes by the suffix; unlike cv2.imwrite, with names beyond ASCII on Windows too."""
-    cv2.imencode(path.suffix, image)[1].tofile(path)
+    """Encodes by the suffix; unlike cv2.imwrite, with names beyond ASCII on Windows too.
+    Raises ValueError for sides that the format does not have."""
+    encoded, content = cv2.imencode(path.suffix, image)
+    if not encoded:
+        raise ValueError(f"{path}: cannot be written with {image.shape[1]}x{image.shape[0]} pixels")
+    content.tofile(path)
 
 
 class VideoFile:
@@ -292,26 +296,23 @@ class Session:
         def items():
             for prediction in self.stream(sources, on_error=self.skip):
                 source, found = prediction.source, prediction.detections
-                path = self.output.place(source, ".jpg")
                 text = ", ".join(
                     f"{names[label]}: {score * 100:.0f}%"
                     for label, score in zip(found.labels, found.scores.tolist(), strict=True)
                 )
                 time = f"{prediction.milliseconds:.0f} ms"
-                line = f"{source}: {text or 'nothing'}  ({time}) -> {path}"
-                write, number = partial(write_picture, path), next(self.numbers)
-                yield prediction, source, path.stem, number, write, line
+                with self.alone(source):
+                    path, number = self.output.place(source, ".jpg"), next(self.numbers)
+                    line = f"{source}: {text or 'nothing'}  ({time}) -> {path}"
+                    write = partial(write_picture, path)
+                    yield prediction, source, path.stem, number, write, line
 
-        self.save(items(), WORKERS, "images", len(sources), 0)
+        self.save(items(), WORKERS, "images", len(sources), 0, self.alone)
 
     def video(self, source):
         """A video, or a live source, which Ctrl-C ends.  Returns the path of the result."""
-        every, ahead = self.given.every, 8 + (self.given.batch or 0)
-        try:
-            video = Video(source, every, ahead, self.given.reconnect, self.say)
-        except ValueError as error:
-            return self.skip(error)
-        path, codec = self.output.place(source, ".mp4"), self.given.codec
+        given, every, path = self.given, self.given.every, None
+        options = every, 8 + (given.batch or 0), given.reconnect, self.say
         frames = milliseconds = 0
 
         def items():
@@ -324,16 +325,18 @@ class Session:
                 yield prediction, source, f"{path.stem}_{number:06}", number, write, ""
 
         try:
-            file = VideoFile(path, video.rate / every, video.size, codec)
-            with closing(video), closing(file):
-                self.save(items(), 1, "frames", video.length, 1)
-            if video.fault:
-                self.skip(video.fault)
+            with self.alone(source), closing(Video(source, *options)) as video:
+                path = self.output.place(source, ".mp4")
+                with closing(VideoFile(path, video.rate / every, video.size, given.codec)) as file:
+                    self.save(items(), 1, "frames", video.length, 1, nullcontext)
+                if video.fault:
+                    self.skip(video.fault)
         except KeyboardInterrupt:
             raise Closed from None
         finally:
-            time = f"{milliseconds / max(frames, 1):.0f} ms"
-            self.say(f"{source}: {frames} frames  ({time} each) -> {path}")
+            if frames:
+                time = f"{milliseconds / frames:.0f} ms"
+                self.say(f"{source}: {frames} frames  ({time} each) -> {path}")
         return path
 
     def stream(self, sources, **options):
@@ -343,9 +346,10 @@ class Session:
             chosen = [number for number, label in enumerate(labels) if label in wanted]
             yield each._replace(detections=each.detections[chosen]) if wanted else each
 
-    def save(self, items, workers, unit, total, wait):
+    def save(self, items, workers, unit, total, wait, item):
         """Draws items (prediction, source, stem, number, write, line to say) and writes them, in
-        threads while the network runs.  wait: milliseconds of --show, or 0."""
+        threads while the network runs.  wait: milliseconds of --show, or 0.  item(source): the
+        context of one."""
         pending = deque()
 
         def draw(image, found, write):
@@ -353,30 +357,43 @@ class Session:
             write(drawn)
             return drawn
 
+        def show(drawn):
+            try:
+                cv2.imshow("yolov4 detect", drawn)
+                if cv2.waitKey(wait) & 0xFF in (27, ord("q")):
+                    raise Closed
+            except cv2.error:
+                self.show = self.complain("--show: this OpenCV opens no windows")
+
         def finish(most):
             """In order, each as soon as it is there, until at most so many are pending."""
-            while pending and (len(pending) > most or pending[0][0].done()):
-                future, line = pending.popleft()
-                drawn = future.result()
-                if line:
-                    self.say(line)
+            while pending and (len(pending) > most or pending[0][1].done()):
+                source, future, line = pending.popleft()
                 bar.update()
-                try:
+                with item(source):
+                    drawn = future.result()
+                    if line:
+                        self.say(line)
                     if self.show:
-                        cv2.imshow("yolov4 detect", drawn)
-                        if cv2.waitKey(wait) & 0xFF in (27, ord("q")):
-                            raise Closed
-                except cv2.error:
-                    self.show = self.complain("--show: this OpenCV opens no windows")
+                        show(drawn)
 
         bar = tqdm(total=total, unit=f" {unit}", leave=False, disable=None)  # on a terminal only
         with ThreadPoolExecutor(workers) as pool, bar:
             for prediction, source, stem, number, write, line in items:
                 image, found = prediction.image, prediction.detections
-                self.output.add(source, stem, image, found, number)
-                pending.append((pool.submit(draw, image, found, write), line))
+                with item(source):
+                    self.output.add(source, stem, image, found, number)
+                    pending.append((source, pool.submit(draw, image, found, write), line))
                 finish(0 if self.show else 2 * workers)
             finish(0)
+
+    @contextmanager
+    def alone(self, source):
+        """What fails here costs this source alone."""
+        try:
+            yield
+        except Exception as error:
+            self.skip(about(source, error))
 
     def skip(self, reason):
         self.failed += 1
