@@ -184,6 +184,34 @@ def test_a_video_of_an_absurd_rate(call, shared, weights):
     assert code == 1 and "rate_tiny.avi: " in err and err.count("\n") == 1 and "cat: 100%" in out
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux")
+def test_names_are_bytes_and_show_no_control_characters(call, weights, tmp_path):
+    name = os.fsdecode(b"\xe9\x1b[31m")
+    picture = draw(tmp_path / "a.png").rename(tmp_path / f"{name}.png")
+    write_video(tmp_path / "v.avi", 3).rename(tmp_path / f"{name}.avi")
+    picture.with_suffix(".txt").write_text("0 .5 .5 .5 .5\n")
+    weights.with_name("x.names").write_text("c\x07at\ndog\n")
+    (tmp_path / "list.txt").write_bytes(os.fsencode(picture.name))
+    sources = ("list.txt", f"{name}.avi", f"{name}.gone")
+    files = ("--weights", weights, "--out", name, "--json", "o.json", "--save-txt")
+    code, out, err = call("detect", *sources, *files)
+    shown = r"\xe9\x1b[31m"
+    assert code == 1 and rf"{shown}.png: c\x07at: 100%" in out and f"{shown}.gone: " in err
+    assert not {"\x1b", "\x07"} & {*out, *err}
+    written = {path.name for path in Path(name).iterdir()}
+    assert written == {f"{name}.jpg", f"{name}_2.mp4", "labels"}
+    frames = json.loads((tmp_path / "o.json").read_text())
+    assert {each["filename"] for each in frames} == {picture.name, f"{name}.avi"}
+    (tmp_path / "t.cfg").write_text(cfg_text("shapes", "", classes=2, batch=2, max_batches=1))
+    (tmp_path / "x.data").write_text("train=list.txt\nvalid=list.txt\nnames=runs/x/x.names\n")
+    flags = ("--data", "x.data", "--cfg", "t.cfg", "--workers", 0, "--name", name)
+    code, out, err = call("train", *flags)
+    assert code == 0 and "\x1b" not in out and (tmp_path / "runs" / name / "chart.png").exists()
+    assert (tmp_path / "runs" / name / "report/report.html").exists(), err
+    assert call("labels", "x.data", "--out", f"l{name}")[0] == 0
+    assert call("val", "--data", f"l{name}/yolo.data", "--weights", weights)[0] == 0
+
+
 @pytest.mark.parametrize("every", [1, 4])
 def test_a_video_lasts_as_long(call, weights, tmp_path, every):
     source, wanted = write_video(tmp_path / "v.mp4", 30), list(range(1, 31, every))

@@ -27,7 +27,7 @@ from yolov4.cfg import (
     read_cfg,
     read_names,
 )
-from yolov4.files import PRETRAINED, own_file, pretrained, replacing
+from yolov4.files import PRETRAINED, own_file, pretrained, printable, replacing
 from yolov4.networks import PRESETS, cfg_text, project_files
 from yolov4.recipe import CFG, DATA, WEIGHTS, Settings, read_recipe
 
@@ -46,7 +46,7 @@ def say(line):
 
 def write(path, text):
     with replacing(path) as part:
-        part.write_text(text, encoding="utf-8", newline="\n")
+        part.write_text(text, "utf-8", "backslashreplace", "\n")
 
 
 def complain(message, *_):
@@ -672,6 +672,9 @@ def main(name: str | None = None) -> None:
         parser.add_argument("command", choices=commands)
         name, words = parser.parse_args(words[:1]).command, words[1:]
         program = f"yolov4 {name}"
+    for stream in sys.stdout, sys.stderr:
+        stream.reconfigure(errors="backslashreplace")
+        stream.write = lambda text, write=stream.write: write(printable(text))
     with nullcontext() if "--traceback" in sys.argv else one_line_errors():
         sys.argv = [program, *words]  # for messages
         commands[name](words)

@@ -16,9 +16,9 @@ from yolov4.data import label_path
 from yolov4.detector import Detector, about
 from yolov4.evaluation import collect
 from yolov4.model import Darknet
-from yolov4.plots import draw_detections
+from yolov4.plots import draw_detections, write_picture
 from yolov4.training import Training
-from yolov4.video import Output, Session, label_text, write_picture
+from yolov4.video import Output, Session, label_text
 from yolov4.weights import load_weights, save_weights
 
 USED = {  # flags that mean something here

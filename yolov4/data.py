@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from yolov4 import augment
 from yolov4.cfg import read_names
-from yolov4.files import locate, read_text
+from yolov4.files import locate, read_text, utf8_path
 
 LARGEST = 1 << 24  # value in a label: what float32 holds exactly
 MAX_PIXELS = 1 << 28  # of an image with the border that is put around it
@@ -69,7 +69,7 @@ def read_image_list(path):
         images = [Path(file) for file in found if file.lower().endswith(IMAGES)]
     else:
         images = [locate(name, path) for name in read_names(path)]
-    if not images or not all(0 < len(image.name.encode()) < 256 for image in images):
+    if not images or not all(0 < len(os.fsencode(image.name)) < 256 for image in images):
         raise ValueError(f"{path}: found no image path or one without a usable name")
     if BOXES.search(str(images[0])):
         raise ValueError(
@@ -189,7 +189,9 @@ def inspect(paths, names, size, source="images"):
         if not os.path.isfile(path):
             findings[NO_IMAGE].append(path)
             continue
-        if not cv2.haveImageReader(str(path)):
+        with utf8_path(path) as name:
+            readable = cv2.haveImageReader(name)
+        if not readable:
             findings["files that are no image"].append(path)
             continue
         report.usable.append(path)

@@ -140,7 +140,7 @@ class Conversion(Tree):
     def write(self, path, lines):
         path = self.out / path
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+        path.write_bytes(os.fsencode("".join(f"{line}\n" for line in lines)))
         return path
 
     def place(self, image):

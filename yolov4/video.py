@@ -27,7 +27,8 @@ from tqdm import tqdm
 from yolov4.boxes import relative_boxes
 from yolov4.data import IMAGES, read_image_list
 from yolov4.detector import WORKERS, about
-from yolov4.plots import draw_detections
+from yolov4.files import utf8_path
+from yolov4.plots import draw_detections, write_picture
 
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 CODECS = "avc1", "vp09", "mp4v"  # H.264 and VP9 play in browsers
@@ -77,7 +78,8 @@ class Video:
     def __init__(self, source, every=1, ahead=8, reconnect=60.0, say=print):
         self.source, self.every, self.reconnect, self.say = source, every, reconnect, say
         self.place = int(source) if source.isdigit() else source
-        self.capture = cv2.VideoCapture(self.place)
+        with utf8_path(source) as name:
+            self.capture = cv2.VideoCapture(self.place if source.isdigit() else name)
         opened, image = self.capture.read()
         if not opened:
             raise ValueError(f"{source}: OpenCV finds no frame, expected a video or a camera")
@@ -160,7 +162,8 @@ class Output:
         self.labels = self.folder / "labels" if save_txt else None
         self.taken = set(map(os.path.realpath, sources))
         (self.labels or self.folder).mkdir(parents=True, exist_ok=True)
-        self.json = json_path and Path(json_path).open("w", encoding="utf-8")  # noqa: SIM115
+        text = {"encoding": "utf-8", "errors": "backslashreplace"}  # as JSON writes such characters
+        self.json = json_path and Path(json_path).open("w", **text)  # noqa: SIM115
         self.before = "[\n"  # what comes before the next record
 
     def place(self, source, suffix):
@@ -232,15 +235,6 @@ def _rows(found, boxes, image_size):
     return zip(*(column.tolist() for column in columns), strict=True)
 
 
-def write_picture(path, image):
-    """Encodes by the suffix; unlike cv2.imwrite, with names beyond ASCII on Windows too.
-    Raises ValueError for sides that the format does not have."""
-    encoded, content = cv2.imencode(path.suffix, image)
-    if not encoded:
-        raise ValueError(f"{path}: cannot be written with {image.shape[1]}x{image.shape[0]} pixels")
-    content.tofile(path)
-
-
 class VideoFile:
     """An .mp4 of frames uint8 (H, W, 3) BGR, resized to size = (width, height); rate per second.
     codec: of CODECS, None for the first that OpenCV writes here.
@@ -249,8 +243,9 @@ class VideoFile:
     def __init__(self, path, rate, size, codec=None):
         self.path, self.size, self.frames, self.writer = path, size, 0, cv2.VideoWriter()
         for name in [codec] if codec else CODECS:
-            if self.writer.open(str(path), cv2.VideoWriter_fourcc(*name), rate, size):
-                break
+            with utf8_path(path) as file:
+                if self.writer.open(file, cv2.VideoWriter_fourcc(*name), rate, size):
+                    break
         else:
             raise ValueError(f"{path}: OpenCV cannot write an mp4 of {size[0]}x{size[1]} here")
 
@@ -264,7 +259,8 @@ class VideoFile:
     def close(self):
         self.writer.release()
         # OpenCV's writer does not tell of a full disk
-        found = int(cv2.VideoCapture(str(self.path)).get(cv2.CAP_PROP_FRAME_COUNT))
+        with utf8_path(self.path) as name:
+            found = int(cv2.VideoCapture(name).get(cv2.CAP_PROP_FRAME_COUNT))
         if found != self.frames:
             raise ValueError(f"{self.path}: {found} of {self.frames} frames written; disk full?")
 
