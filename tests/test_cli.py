@@ -16,6 +16,8 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import cv2
+import fuzz
+import numpy as np
 import pytest
 from conftest import ROOT, draw
 from real_detections import REAL_MODELS, photograph, unmatched_detections
@@ -24,11 +26,12 @@ from test_files import server
 from test_video import write_video
 
 import yolov4
-from yolov4 import files
+from yolov4 import cli, darknet, detector, files
 from yolov4.cfg import read_cfg
 from yolov4.model import Darknet
 from yolov4.networks import build, cfg_text
 from yolov4.recipe import Settings
+from yolov4.video import Output
 from yolov4.weights import save_weights
 
 
@@ -91,6 +94,24 @@ def test_warnings_and_ctrl_c_are_one_line(call, monkeypatch):
     assert call("train") == (130, "", "yolov4 train: mind the gap\nyolov4 train: interrupted\n")
 
 
+@pytest.mark.parametrize("error", [KeyError("x"), MemoryError(), RecursionError("a\nb")])
+@pytest.mark.parametrize("command", [
+    "train", "val", "detect", "convert", "export", "anchors", "labels", "cfg", "detector", "partial"
+])  # fmt: skip
+def test_an_unexpected_error_is_one_line(call, monkeypatch, command, error):
+    def fails(*_):
+        raise error
+
+    monkeypatch.setattr(cli, "new_parser", fails)
+    monkeypatch.setattr(darknet, "detector", fails)
+    monkeypatch.setattr(darknet, "partial", fails)
+    code, out, err = call(command)
+    assert (code, out, err.count("\n")) == (1, "", 1)
+    assert re.match(rf"yolov4 {command}: unexpected {type(error).__name__} at yolov4.cli:\d+", err)
+    with pytest.raises(type(error)):
+        call(command, "--traceback")
+
+
 def test_an_image_is_drawn_saved_and_described(call, weights, tmp_path):
     source = draw(tmp_path / "a.png")
     code, out, _ = call("detect", source, "--weights", weights, "--save-txt", "--json", "o.json")
@@ -117,6 +138,78 @@ def test_unreadable_sources_are_named_and_skipped(call, weights, tmp_path):
     kept = len(greys(tmp_path / "out/cut.mp4"))
     assert 5 < kept < 35 and f"{kept} frames" in out
     assert frame_ids(tmp_path / "o.json") == [1, 2, 3, *range(1, kept + 1)]
+
+
+def test_each_bad_source_costs_itself_alone(weights, tmp_path):
+    """Links in a loop, names too long, pixels without end, a side that no JPEG has."""
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "bomb.png").write_bytes(fuzz.png(32000, 32000))
+    cv2.imwrite(str(tmp_path / "wide.png"), np.zeros((1, 100000, 3), np.uint8))
+    (tmp_path / "none").mkdir()
+    good = [draw(tmp_path / f"{number}.png") for number in range(2)]
+    bad = "a" * 300 + ".png", "loop.png", "bomb.png", "wide.png", "none", "gone.txt"
+    command = [sys.executable, ROOT / "detect.py", good[0], *bad, good[1], "--weights", weights]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stdout.count("cat: 100%") == 2
+    assert done.stderr.count("\n") == len(bad) and all(name in done.stderr for name in bad)
+    assert "MAX_IMAGE_PIXELS" in done.stderr
+
+
+def test_reading_predicting_and_drawing_fail_alone(call, weights, tmp_path, monkeypatch):
+    def failing_at(name, function):
+        def fails(*each):
+            if f"/{name}.png" in str(each[0] if isinstance(each[0], str) else each[1]):
+                raise MemoryError
+            return function(*each)
+
+        return fails
+
+    sources = [str(draw(tmp_path / f"{name}.png")) for name in ("read", "a", "predict", "b", "add")]
+    monkeypatch.setattr(detector, "read_image", failing_at("read", detector.read_image))
+    predict = failing_at("predict", detector.Detector._predict)
+    monkeypatch.setattr(detector.Detector, "_predict", predict)
+    monkeypatch.setattr(Output, "add", failing_at("add", Output.add))
+    code, out, err = call("detect", *sources, "--weights", weights, "--batch", 4)
+    assert code == 1 and out.count("cat: 100%") == 2 and err.count("MemoryError") == 3
+    assert all(f"{name}.png: " in err for name in ("read", "predict", "add"))
+
+
+def test_a_video_of_an_absurd_rate(call, shared, weights):
+    source = shared / "cases/reliability/rate_tiny.avi"
+    code, out, err = call("detect", source, "--weights", weights)
+    assert code == 0 and "40 frames" in out, err
+    source = draw(Path("a.png"))
+    code, out, err = call("detect", shared / "cases/reliability/rate_tiny.avi", source,
+                          "--weights", weights, "--every", 1000000)  # fmt: skip
+    assert code == 1 and "rate_tiny.avi: " in err and err.count("\n") == 1 and "cat: 100%" in out
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names are bytes on Linux")
+def test_names_are_bytes_and_show_no_control_characters(call, weights, tmp_path):
+    name = os.fsdecode(b"\xe9\x1b[31m")
+    picture = draw(tmp_path / "a.png").rename(tmp_path / f"{name}.png")
+    write_video(tmp_path / "v.avi", 3).rename(tmp_path / f"{name}.avi")
+    picture.with_suffix(".txt").write_text("0 .5 .5 .5 .5\n")
+    weights.with_name("x.names").write_text("c\x07at\ndog\n")
+    (tmp_path / "list.txt").write_bytes(os.fsencode(picture.name))
+    sources = ("list.txt", f"{name}.avi", f"{name}.gone")
+    files = ("--weights", weights, "--out", name, "--json", "o.json", "--save-txt")
+    code, out, err = call("detect", *sources, *files)
+    shown = r"\xe9\x1b[31m"
+    assert code == 1 and rf"{shown}.png: c\x07at: 100%" in out and f"{shown}.gone: " in err
+    assert not {"\x1b", "\x07"} & {*out, *err}
+    written = {path.name for path in Path(name).iterdir()}
+    assert written == {f"{name}.jpg", f"{name}_2.mp4", "labels"}
+    frames = json.loads((tmp_path / "o.json").read_text())
+    assert {each["filename"] for each in frames} == {picture.name, f"{name}.avi"}
+    (tmp_path / "t.cfg").write_text(cfg_text("shapes", "", classes=2, batch=2, max_batches=1))
+    (tmp_path / "x.data").write_text("train=list.txt\nvalid=list.txt\nnames=runs/x/x.names\n")
+    flags = ("--data", "x.data", "--cfg", "t.cfg", "--workers", 0, "--name", name)
+    code, out, err = call("train", *flags)
+    assert code == 0 and "\x1b" not in out and (tmp_path / "runs" / name / "chart.png").exists()
+    assert (tmp_path / "runs" / name / "report/report.html").exists(), err
+    assert call("labels", "x.data", "--out", f"l{name}")[0] == 0
+    assert call("val", "--data", f"l{name}/yolo.data", "--weights", weights)[0] == 0
 
 
 @pytest.mark.parametrize("every", [1, 4])
@@ -228,8 +321,7 @@ def started(call, monkeypatch, *flags) -> Settings:
     """The settings with which `train` would start a run."""
     runs = []
     monkeypatch.setattr("yolov4.training.Training", lambda *each: runs.append(each) or 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        call("train", *flags)
+    assert "ZeroDivisionError" in call("train", *flags)[2]
     return runs[0][0]
 
 
@@ -333,10 +425,16 @@ def test_every_call_of_detect_has_a_folder_of_its_own(call, weights, tmp_path):
     assert (tmp_path / "runs/detect/a.jpg").exists() and (tmp_path / "runs/detect-2/a.jpg").exists()
 
 
-@pytest.mark.parametrize("flags", ["--thresh 50", "--nms -1", "--tiles 2", "--tiles 0x2"])
-def test_values_out_of_range_are_usage_errors(call, weights, tmp_path, flags):
-    code, _, err = call("detect", draw(tmp_path / "a.png"), "--weights", weights, *flags.split())
-    assert code == 2 and flags.split()[0] in err
+@pytest.mark.parametrize("arguments", [
+    "detect --thresh 50", "detect --nms -1", "detect --nms 2", "detect --tiles 2",
+    "detect --tiles 0x2", "detect --batch 0", "detect --reconnect nan", "train --save-every 0",
+    "train --patience -1", "train --epochs inf", "train --learning-rate 1e300", "train --ema 2",
+    "train --seed -1", "train --seed 9223372036854775808", "train --workers -1", "train --cache -1",
+    "train --width 0", "convert --upto 0", "cfg --classes -3", "anchors --num 99999999999",
+])  # fmt: skip
+def test_values_out_of_range_are_usage_errors(call, arguments):
+    code, _, err = call(*arguments.split())
+    assert code == 2 and f"argument {arguments.split()[1]}: " in err
 
 
 def test_classes_crops_and_tiles(call, weights, tmp_path):
@@ -406,7 +504,7 @@ def test_training_stops_at_a_mistyped_key_unless_lenient(call, run_folder, tmp_p
     flags = ("--data", "x.data", "--cfg", "t.cfg", "--workers", 0)
     code, _, err = call("train", *flags)
     assert code == 1 and "[net] mosiac=1" in err and "did you mean mosaic" in err
-    code, _, err = call("train", *flags, "--lenient")
+    code, _, err = call("train", *flags, "--lenient", "--seed", 2**63 - 1)
     assert code == 0 and "did you mean mosaic" in err
     code, out, err = call("cfg", "t.cfg")
     assert code == 0 and "did you mean mosaic" in err and "71 layers" in out

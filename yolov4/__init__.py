@@ -2,6 +2,7 @@
 Every name is imported where it is first used, so that `import yolov4` costs nothing."""
 
 import importlib
+import os
 
 _HOME = {
     "Darknet": "model", "load_weights": "weights", "save_weights": "weights", "decode": "decoding",
@@ -12,6 +13,8 @@ _HOME = {
 }  # fmt: skip
 __all__ = [*_HOME, "train"]
 __version__ = "0.1.0"
+# of an image; OpenCV reads it when it is imported
+os.environ.setdefault("OPENCV_IO_MAX_IMAGE_PIXELS", str(1 << 28))
 
 
 def train(**options):

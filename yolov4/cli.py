@@ -11,9 +11,10 @@ import statistics
 import sys
 import warnings
 from argparse import BooleanOptionalAction
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from itertools import groupby
 from pathlib import Path
+from traceback import walk_tb
 from typing import get_args, get_type_hints
 
 from tqdm import tqdm
@@ -27,7 +28,7 @@ from yolov4.cfg import (
     read_cfg,
     read_names,
 )
-from yolov4.files import PRETRAINED, own_file, pretrained, replacing
+from yolov4.files import PRETRAINED, own_file, pretrained, printable, replacing
 from yolov4.networks import PRESETS, cfg_text, project_files
 from yolov4.recipe import CFG, DATA, WEIGHTS, Settings, read_recipe
 
@@ -47,44 +48,58 @@ def say(line):
 
 def write(path, text):
     with replacing(path) as part:
-        part.write_text(text, encoding="utf-8", newline="\n")
+        part.write_text(text, "utf-8", "backslashreplace", "\n")
 
 
 def complain(message, *_):
     """One line on stderr, above the progress bar."""
+    if getattr(message, "filename", None):  # of an OSError
+        message = f"{message.filename}: {message.strerror}"
     tqdm.write(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
 
 
 @contextmanager
 def one_line_errors():
-    """Warnings and expected errors as one line on stderr; exit code 1, or 130 for Ctrl-C."""
+    """Warnings and errors as one line on stderr; exit code 1, or 130 for Ctrl-C."""
     warnings.showwarning = complain
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
-        file = getattr(error, "filename", None)
-        complain(f"{file}: {error.strerror}" if file else error)
+        complain(error)
         sys.exit(1)
     except KeyboardInterrupt:
         complain("interrupted")
         sys.exit(130)
+    except Exception as error:
+        *_, where = (
+            f"{frame.f_globals['__name__']}:{line}"
+            for frame, line in walk_tb(error.__traceback__)
+            if frame.f_globals.get("__package__") == "yolov4"
+        )
+        reason = " ".join(str(error).split())[:200]
+        found = f"unexpected {type(error).__name__} at {where}: {reason}"
+        complain(f"{found} (--traceback shows it)")
+        sys.exit(1)
 
 
-def positive(text):
-    number = int(text)
-    if number < 1:
-        raise ValueError
-    return number
+def within(kind, least, most):
+    """A reader of numbers in least..most."""
+
+    def read(text):
+        with suppress(ValueError, OverflowError):
+            if least <= (number := kind(text)) <= most:
+                return number
+        raise argparse.ArgumentTypeError(f"{text}: expected {kind.__name__} in {least}..{most}")
+
+    return read
 
 
-def share(text):
-    if not 0 <= float(text) <= 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected a value in 0..1")
-    return float(text)
+LARGEST = 2**31 - 1  # of Darknet's int
+count = within(int, 1, LARGEST)
 
 
 def network_size(text):
-    width, height = map(positive, text.lower().split("x"))
+    width, height = map(count, text.lower().split("x"))
     return width, height
 
 
@@ -93,12 +108,13 @@ def tiles(text):
 
 
 def mini_batches(text):
-    return text if text == "auto" else int(text)
+    return text if text == "auto" else count(text)
 
 
 KINDS = {  # of values; others are text
-    "INT": int, "FLOAT": float, "COUNT": positive, "SHARE": share, "SIZE": network_size,
-    "TILES": tiles, "NUMBER": mini_batches,
+    "COUNT": count, "INT": within(int, 0, LARGEST), "SEED": within(int, 0, 2**63 - 1),
+    "FLOAT": within(float, 0, 1e6), "POSITIVE": within(float, 1e-9, 1e6),
+    "SHARE": within(float, 0, 1), "SIZE": network_size, "TILES": tiles, "NUMBER": mini_batches,
 }  # fmt: skip
 POLICIES = "|".join(get_args(get_type_hints(Net)["policy"]))
 
@@ -167,19 +183,19 @@ TRAIN = (
 --resume RUN?        resume a run (default: the newest)
 """,
     f"""instead of the cfg's
---batch INT          images of one update, summed over all processes; the learning rate is for one
+--batch COUNT        images of one update, summed over all processes; the learning rate is for one
                      update
 --subdivisions NUMBER  mini-batches of one update: more need less memory; auto: the fewest that a
                      GPU has memory for
---max-batches INT    iterations
---epochs FLOAT       the same, in passes over the images
---learning-rate FLOAT  of one update
+--max-batches COUNT  iterations
+--epochs POSITIVE    the same, in passes over the images
+--learning-rate POSITIVE  of one update
 --policy {POLICIES}  of the learning rate; onecycle: half a cosine after burn-in
 --loss darknet|yolov5  yolov5: targets assigned by the ratio of sides, autograd; heads and cfg are
                      changed to fit (default: darknet)
---width INT          of the network input, pixels
---height INT         of the network input, pixels
---ema FLOAT=0.9999?  decay of an exponential moving average of the weights (default: none)
+--width COUNT        of the network input, pixels
+--height COUNT       of the network input, pixels
+--ema SHARE=0.9999?  decay of an exponential moving average of the weights (default: none)
 """,
     f"""running{DEVICE}
 --amp off|bf16|fp16  mixed precision (default: off)
@@ -187,11 +203,11 @@ TRAIN = (
 --workers INT        processes that prepare images (default: one per core, 8 at most)
 --cache FLOAT        GB of memory for decoded images, shared by the workers (default: none; with
                      torchrun each process has its own)
---seed INT           of weights and augmentation (default: 0)
+--seed SEED          of weights and augmentation (default: 0)
 --deterministic      the same weights from the same seed on a GPU too, but slower
 --eval-every INT     iterations between evaluations, 0: only at the end (default: 4 epochs and at
                      least 100 iterations, after burn-in, as Darknet)
---save-every INT     iterations between checkpoints (default: 100)
+--save-every COUNT   iterations between checkpoints (default: 100)
 --tensorboard        write TensorBoard events into the run's folder
 --patience INT       stop after so many evaluations without a better mAP
 """,
@@ -351,7 +367,12 @@ def detect(words):
     from yolov4.video import Closed, Output, Session, expand, is_stream
 
     files = find_files(given)
-    sources, note = [path for source in given.sources for path in expand(source)], ""
+    sources, note, unread = [], "", []
+    for source in given.sources:
+        try:
+            sources += expand(source)
+        except (ValueError, OSError) as error:
+            unread.append(complain(error))
     if not given.sources:
         paths = read_image_list(validation_list(files.run))
         sources = [str(path) for path in paths[:: max(1, len(paths) // SHOWN)][:SHOWN]]
@@ -370,7 +391,7 @@ def detect(words):
                     session.video(source)
             else:
                 session.images(list(group))
-    if session.failed:
+    if session.failed or unread:
         sys.exit(1)
 
 
@@ -378,7 +399,7 @@ CONVERT = """
 weights IN?          .pt or .weights (default: the newest run's last.pt)
 out OUT?             .weights or .pt (default: beside IN)
 --ema                take the exponential moving average of the weights
---upto INT           write only so many first layers, as yolov4.conv.137
+--upto COUNT         write only so many first layers, as yolov4.conv.137
 --verify IMAGE?      read the result again, compare bytes, run an image in OpenCV too
 --data DATA          with --verify: measure the mAP on its valid list with both too
 """
@@ -558,7 +579,7 @@ list LIST            list of images; labels as for training
 --cfg FILE           the network whose anchors are compared
 --size SIZE          WIDTHxHEIGHT of the network input (default: the cfg's)
 --num COUNT          of anchors (default: the cfg's, else 9)
---seed INT=0         of the k-means
+--seed SEED=0        of the k-means
 --out FILE           write the cfg there with the new anchors, in whole pixels
 --plot FILE          draw classes, box sizes against the cfg's anchors, positions there (.png)
 --names FILE         class names of the plot (default: class numbers)
@@ -626,14 +647,14 @@ def labels(words):
 CFG_OPTIONS = f"""
 name NAME?           {", ".join(PRESETS)}; or a .cfg, whose layers are printed
 --all FOLDER         write every .cfg of the project there
---classes INT        number of classes
+--classes COUNT      number of classes
 --names FILE         class names, one per line, instead of --classes
 --anchors TEXT       "width,height, width,height, ..." in pixels of the network input
---width INT          of the network input
---height INT         of the network input
---max-batches INT    iterations
---batch INT          images of one update
---subdivisions INT   mini-batches of one update
+--width COUNT        of the network input
+--height COUNT       of the network input
+--max-batches COUNT  iterations
+--batch COUNT        images of one update
+--subdivisions COUNT  mini-batches of one update
 --out FILE           default: it is printed
 """
 
@@ -684,14 +705,18 @@ def main(name: str | None = None) -> None:
     """`yolov4 COMMAND ...`, or a script's one command."""
     commands = train, val, detect, convert, export, anchors, labels, cfg, detector, partial
     commands = {command.__name__: command for command in commands}
-    program, *words = sys.argv
+    program, *words = (word for word in sys.argv if word != "--traceback")
     if not name:
         parser = argparse.ArgumentParser(
-            "yolov4", epilog="yolov4 COMMAND --help lists its options."
+            "yolov4",
+            epilog="yolov4 COMMAND --help lists its options; --traceback shows where an error is.",
         )
         parser.add_argument("command", choices=commands)
         name, words = parser.parse_args(words[:1]).command, words[1:]
         program = f"yolov4 {name}"
-    sys.argv = [program, *words]  # for messages
-    with one_line_errors():
+    for stream in sys.stdout, sys.stderr:
+        stream.reconfigure(errors="backslashreplace")
+        stream.write = lambda text, write=stream.write: write(printable(text))
+    with nullcontext() if "--traceback" in sys.argv else one_line_errors():
+        sys.argv = [program, *words]  # for messages
         commands[name](words)

@@ -13,12 +13,12 @@ from pathlib import Path
 
 from yolov4 import anchors, runs
 from yolov4.data import label_path
-from yolov4.detector import Detector
+from yolov4.detector import Detector, about
 from yolov4.evaluation import collect
 from yolov4.model import Darknet
-from yolov4.plots import draw_detections
+from yolov4.plots import draw_detections, write_picture
 from yolov4.training import Training
-from yolov4.video import Output, Session, label_text, write_picture
+from yolov4.video import Output, Session, label_text
 from yolov4.weights import load_weights, save_weights
 
 USED = {  # flags that mean something here
@@ -75,12 +75,15 @@ def test(found, data, source, flags):
                 print_layers(found)
                 print(f"{path}: Predicted in {each.milliseconds:f} milli-seconds.")
                 print_objects(each.detections, flags.ext_output)
-                drawn = draw_detections(each.image, each.detections, found.names)
-                write_picture(Path("predictions.jpg"), drawn)
                 output.add(path, Path(path).stem, each.image, each.detections, number)
                 if flags.save_labels:
                     text = label_text(each.detections, each.image.shape[1::-1])
                     label_path(path).write_text(text, encoding="utf-8")
+                try:
+                    drawn = draw_detections(each.image, each.detections, found.names)
+                    write_picture(Path("predictions.jpg"), drawn)
+                except Exception as error:
+                    failed.append(about(path, error))
     if failed:
         raise ValueError("; ".join(map(str, failed)))
 

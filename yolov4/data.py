@@ -1,7 +1,6 @@
 """Image lists, labels, the report before training, training samples and mini-batches.
 Source: Darknet's src/data.c (get_paths, read_boxes, load_data_detection), src/detector.c."""
 
-import contextlib
 import ctypes
 import glob
 import hashlib
@@ -25,7 +24,7 @@ from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset
 
 from yolov4 import augment
-from yolov4.files import locate, read_lines, read_text
+from yolov4.files import locate, read_lines, read_text, utf8_path
 
 LARGEST = 1 << 24  # value in a label: what float32 holds exactly
 MAX_PIXELS = 1 << 28  # of an image with the border that is put around it
@@ -69,7 +68,7 @@ def read_image_list(path):
         images = [Path(file) for file in found if file.lower().endswith(IMAGES)]
     else:
         images = [locate(name, path) for name in read_lines(path)]
-    if not images or not all(0 < len(image.name.encode()) < 256 for image in images):
+    if not images or not all(0 < len(os.fsencode(image.name)) < 256 for image in images):
         raise ValueError(f"{path}: found no image path or one without a usable name")
     if BOXES.search(str(images[0])):
         raise ValueError(
@@ -123,11 +122,13 @@ def load_image(path):
         content = np.fromfile(path, np.uint8)  # cv2.imread needs ASCII under Windows
     else:
         raise ValueError(f"{path}: no such image (`python detect.py` takes folders and globs too)")
-    image = None
-    with contextlib.suppress(cv2.error):  # empty, too many pixels, a format that is switched off
+    image, reason = None, ""
+    try:
         image = cv2.imdecode(content, cv2.IMREAD_COLOR)
+    except cv2.error as error:  # empty, too many pixels, a format that is switched off
+        reason = f" ({error.err})"
     if image is None:
-        raise ValueError(f"{path}: found {content.size} bytes that OpenCV cannot decode")
+        raise ValueError(f"{path}: found {content.size} bytes that OpenCV cannot decode{reason}")
     return image
 
 
@@ -187,7 +188,9 @@ def inspect(paths, names, size, source="images"):
         if not os.path.isfile(path):
             findings[NO_IMAGE].append(path)
             continue
-        if not cv2.haveImageReader(str(path)):
+        with utf8_path(path) as name:
+            readable = cv2.haveImageReader(name)
+        if not readable:
             findings["files that are no image"].append(path)
             continue
         report.usable.append(path)

@@ -251,8 +251,8 @@ class Detector:
         """Predictions one by one, in order; images are read and resized in threads.
 
         batch: None is 8 on a GPU and for an .onnx, else 1.  on_error(error): called for an image
-        that cannot be read, which is then left out; None: the error is raised.  live: takes the
-        next image only when the last is done, in batches of 1.
+        that cannot be read or predicted, which is then left out; None: the error is raised.  live:
+        takes the next image only when the last is done, in batches of 1.
         """
         if not (0 <= thresh <= 1 and 0 <= nms_thresh <= 1):
             raise ValueError(f"thresh {thresh}, nms_thresh {nms_thresh}: expected both in 0..1")
@@ -263,7 +263,7 @@ class Detector:
         ahead = 2 * batch + WORKERS if gpu else 0
         images = self._read_ahead(sources, 1 if live else max(batch, WORKERS), ahead, on_error)
         while group := list(islice(images, batch)):
-            yield from self._predict(group, thresh, nms_thresh)
+            yield from self._predict_each(group, on_error, thresh, nms_thresh)
 
     def read(self, source):
         """A source, its image (H, W, 3), the corners of its tiles, those for the network
@@ -278,17 +278,32 @@ class Detector:
     def _read_ahead(self, sources, at_once, ahead, on_error):
         """Starts on `at_once` more images whenever no more than `ahead` are waiting."""
         with ThreadPoolExecutor(WORKERS, "", _take_one_core) as pool:
-            started = map(pool.submit, repeat(self.read), sources)
+            started = ((source, pool.submit(self.read, source)) for source in sources)
             waiting = deque(islice(started, at_once))
             while waiting:
+                source, future = waiting.popleft()
                 try:
-                    yield waiting.popleft().result()
-                except (ValueError, OSError) as error:
+                    yield future.result()
+                except Exception as error:
                     if on_error is None:
                         raise
-                    on_error(error)
+                    on_error(about(source, error))
                 if len(waiting) <= ahead:
                     waiting.extend(islice(started, at_once))
+
+    def _predict_each(self, group, on_error, *thresholds):
+        """Of a batch that fails, one by one."""
+        try:
+            return self._predict(group, *thresholds)
+        except Exception as error:
+            if on_error is None:
+                raise
+            if len(group) == 1:
+                on_error(about(group[0][0], error))
+                return ()
+        return chain.from_iterable(
+            self._predict_each([each], on_error, *thresholds) for each in group
+        )
 
     @torch.no_grad()
     def _predict(self, group, *thresholds):
@@ -318,6 +333,14 @@ class Detector:
         if len(parts) == 1:
             return found
         return suppressed(found, xyxy_to_cxcywh(found.boxes), nms_thresh, self.heads[-1])
+
+
+def about(source, error):
+    """The error, in one line and with the name of the source."""
+    if str(source) in str(error):
+        return error
+    reason = str(error) if isinstance(error, ValueError | OSError) else repr(error)
+    return ValueError(f"{source}: {' '.join(reason.split())[:200]}")
 
 
 def tile_corners(size, network_size, tiles):

@@ -5,13 +5,18 @@ import codecs
 import contextlib
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import subprocess
+import tempfile
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 MAX_TEXT = 1 << 28  # bytes of a cfg, list, label, XML or JSON file
+# \r moves the progress bar, alone at an end of what is written
+UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]|(?!\A)\r(?!\Z)")
 HERE = Path(__file__).resolve().parent
 # cfgs, recipes, .data and .names of the project: in the package, or beside it in a checkout
 CONFIGS = next(filter(Path.is_dir, (HERE / "configs", HERE.parent / "cfg")))
@@ -75,10 +80,34 @@ def locate(path, source):
     """Where a path that is written in the file `source` leads: from the folder of the file, from
     the current one, from the folder above; else without its first parts, since exports are unpacked
     anywhere.  The path itself if nothing is there."""
-    path, folder = Path(path.replace("\\", "/")), Path(source).parent
-    shorter = (folder.joinpath(*path.parts[n:]) for n in range(1, len(path.parts)))
-    places = folder / path, path, folder.absolute().parent / path, *shorter
-    return next(filter(os.path.exists, places), path)
+    folder = Path(source).parent
+
+    def places(name):
+        name = Path(name.replace("\\", "/"))
+        yield from (folder / name, name, folder.absolute().parent / name)
+        yield from (folder.joinpath(*name.parts[n:]) for n in range(1, len(name.parts)))
+
+    raw = os.fsdecode(path.encode("latin-1", "replace"))  # as `read_text` takes what is no UTF-8
+    there = filter(os.path.exists, chain(places(path), places(raw)))
+    return next(there, Path(path.replace("\\", "/")))
+
+
+@contextlib.contextmanager
+def utf8_path(path):
+    """The path as text for OpenCV, which others crash; a link where its name is no UTF-8."""
+    name = str(path)
+    if name == name.encode(errors="replace").decode():
+        yield name
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder, f"link{Path(path).suffix}")
+        link.symlink_to(os.path.abspath(path))
+        yield str(link)
+
+
+def printable(text):
+    """The text with bytes that are no UTF-8 and control characters as escapes."""
+    return UNPRINTABLE.sub(lambda found: f"\\x{ord(found[0]) & 255:02x}", text)
 
 
 def own_file(path, suffix):

@@ -132,13 +132,13 @@ class Conversion(Tree):
         """Counts a problem, instead of an error, where something is not as it should be."""
         try:
             yield
-        except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError) as error:
+        except Exception as error:
             self.problems[what].append(where or error)
 
     def write(self, path, lines):
         path = self.out / path
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8", newline="\n")
+        path.write_bytes(os.fsencode("".join(f"{line}\n" for line in lines)))
         return path
 
     def place(self, image):

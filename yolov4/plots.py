@@ -19,6 +19,7 @@ from yolov4 import metrics
 from yolov4.boxes import box_iou, cxcywh_to_xyxy, xyxy_to_cxcywh
 from yolov4.data import load_image
 from yolov4.decoding import fitted_size
+from yolov4.files import printable
 
 GREY = 114
 POINTS = 10_000  # iterations that a chart shows, apart from those with a mAP
@@ -115,6 +116,15 @@ def _draw_text(image, box, colour, text, taken):
     left, top, right, bottom = place = places[hidden.sum(1).argmin()].tolist()
     image[top:bottom, left:right] = plate
     taken += [place] * 4  # text on text is worst
+
+
+def write_picture(path, image):
+    """Encodes by the suffix; unlike cv2.imwrite, with names beyond ASCII on Windows too.
+    Raises ValueError for sides that the format does not have."""
+    encoded, content = cv2.imencode(path.suffix, image)
+    if not encoded:
+        raise ValueError(f"{path}: cannot be written with {image.shape[1]}x{image.shape[0]} pixels")
+    content.tofile(path)
 
 
 def contact_sheet(images, side=320):
@@ -229,6 +239,7 @@ def _lettered(figure):
 
     for text in figure.findobj(Text):
         text.set_parse_math(False)
+        text.set_text(printable(text.get_text()))
         text.get_fontproperties().set_file(_font_file(text.get_text()))
     return figure
 

@@ -85,7 +85,7 @@ def write(folder, records, result, names, *, notes=(), run=None):
     for name, content in files.items():
         with replacing(folder / name) as beside:
             text = isinstance(content, str)
-            beside.write_bytes(content.encode("utf-8", "replace") if text else content)
+            beside.write_bytes(content.encode("utf-8", "backslashreplace") if text else content)
     return folder / "report.html"
 
 

@@ -181,7 +181,7 @@ class RunFolder:
             labels = targets[targets[:, 0] == number][:, 1:].numpy()
             drawn.append(plots.draw_labels(pixels, labels, self.names))
         sheet = plots.contact_sheet(drawn, side=480)
-        cv2.imwrite(str(self.path / f"train_batch{iteration}.jpg"), sheet)
+        plots.write_picture(self.path / f"train_batch{iteration}.jpg", sheet)
 
     def close(self):
         self.results.close()

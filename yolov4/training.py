@@ -158,7 +158,7 @@ class Updater:
         """Sums up the gradients of the mini-batches.  Returns what `_report` takes."""
         net = self.net
         attack, grown = attack_rate(iteration, net), growth(iteration, net.max_batches)
-        torch.manual_seed(self.seed + iteration)
+        torch.manual_seed((self.seed + iteration) % 2**64)
         network = self.model if self.alone else self.parallel
         self.model.train()
         self.model.layers[: self.freeze].eval()

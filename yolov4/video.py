@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing, contextmanager, nullcontext, suppress
 from functools import partial
 from glob import glob
 from itertools import count, tee
@@ -26,8 +26,9 @@ from tqdm import tqdm
 
 from yolov4.boxes import relative_boxes
 from yolov4.data import IMAGES, read_image_list
-from yolov4.detector import WORKERS
-from yolov4.plots import draw_detections
+from yolov4.detector import WORKERS, about
+from yolov4.files import utf8_path
+from yolov4.plots import draw_detections, write_picture
 
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 CODECS = "avc1", "vp09", "mp4v"  # H.264 and VP9 play in browsers
@@ -77,12 +78,13 @@ class Video:
     def __init__(self, source, every=1, ahead=8, reconnect=60.0, say=print):
         self.source, self.every, self.reconnect, self.say = source, every, reconnect, say
         self.place = int(source) if source.isdigit() else source
-        self.capture = cv2.VideoCapture(self.place)
+        with utf8_path(source) as name:
+            self.capture = cv2.VideoCapture(self.place if source.isdigit() else name)
         opened, image = self.capture.read()
         if not opened:
             raise ValueError(f"{source}: OpenCV finds no frame, expected a video or a camera")
         rate, frames = map(self.capture.get, (cv2.CAP_PROP_FPS, cv2.CAP_PROP_FRAME_COUNT))
-        self.rate = rate if 0 < rate <= 1000 else 25.0
+        self.rate = rate if 0.01 <= rate <= 1000 else 25.0
         self.size = image.shape[1::-1]
         self.length = math.ceil(frames / every) if frames > 0 else None
         self.seconds = frames / self.rate  # of the whole file
@@ -158,9 +160,10 @@ class Output:
         self.folder, self.names, self.stems = Path(folder), names, set()
         self.crops = save_crops
         self.labels = self.folder / "labels" if save_txt else None
-        self.taken = {Path(source).resolve() for source in sources}
+        self.taken = set(map(os.path.realpath, sources))
         (self.labels or self.folder).mkdir(parents=True, exist_ok=True)
-        self.json = json_path and Path(json_path).open("w", encoding="utf-8")  # noqa: SIM115
+        text = {"encoding": "utf-8", "errors": "backslashreplace"}  # as JSON writes such characters
+        self.json = json_path and Path(json_path).open("w", **text)  # noqa: SIM115
         self.before = "[\n"  # what comes before the next record
 
     def place(self, source, suffix):
@@ -171,7 +174,7 @@ class Output:
             name = Path(address.path).stem or address.hostname
         path, number = self.folder / f"{name}{suffix}", 1
         # some file systems ignore case
-        while path.stem.lower() in self.stems or path.resolve() in self.taken:
+        while path.stem.lower() in self.stems or os.path.realpath(path) in self.taken:
             number += 1
             path = self.folder / f"{name}_{number}{suffix}"
         self.stems.add(path.stem.lower())
@@ -232,11 +235,6 @@ def _rows(found, boxes, image_size):
     return zip(*(column.tolist() for column in columns), strict=True)
 
 
-def write_picture(path, image):
-    """Encodes by the suffix; unlike cv2.imwrite, with names beyond ASCII on Windows too."""
-    cv2.imencode(path.suffix, image)[1].tofile(path)
-
-
 class VideoFile:
     """An .mp4 of frames uint8 (H, W, 3) BGR, resized to size = (width, height); rate per second.
     codec: of CODECS, None for the first that OpenCV writes here.
@@ -245,8 +243,9 @@ class VideoFile:
     def __init__(self, path, rate, size, codec=None):
         self.path, self.size, self.frames, self.writer = path, size, 0, cv2.VideoWriter()
         for name in [codec] if codec else CODECS:
-            if self.writer.open(str(path), cv2.VideoWriter_fourcc(*name), rate, size):
-                break
+            with utf8_path(path) as file:
+                if self.writer.open(file, cv2.VideoWriter_fourcc(*name), rate, size):
+                    break
         else:
             raise ValueError(f"{path}: OpenCV cannot write an mp4 of {size[0]}x{size[1]} here")
 
@@ -260,7 +259,8 @@ class VideoFile:
     def close(self):
         self.writer.release()
         # OpenCV's writer does not tell of a full disk
-        found = int(cv2.VideoCapture(str(self.path)).get(cv2.CAP_PROP_FRAME_COUNT))
+        with utf8_path(self.path) as name:
+            found = int(cv2.VideoCapture(name).get(cv2.CAP_PROP_FRAME_COUNT))
         if found != self.frames:
             raise ValueError(f"{self.path}: {found} of {self.frames} frames written; disk full?")
 
@@ -289,23 +289,21 @@ class Session:
     def images(self, sources):
         def items():
             for prediction in self.stream(sources, on_error=self.skip):
-                source, path = prediction.source, self.output.place(prediction.source, ".jpg")
+                source = prediction.source
                 found = (f"{name}: {score * 100:.0f}%" for name, score, _ in prediction.detections)
                 time = f"{prediction.milliseconds:.0f} ms"
-                line = f"{source}: {', '.join(found) or 'nothing'}  ({time}) -> {path}"
-                write, number = partial(write_picture, path), next(self.numbers)
-                yield prediction, source, path.stem, number, write, line
+                with self.alone(source):
+                    path, number = self.output.place(source, ".jpg"), next(self.numbers)
+                    line = f"{source}: {', '.join(found) or 'nothing'}  ({time}) -> {path}"
+                    write = partial(write_picture, path)
+                    yield prediction, source, path.stem, number, write, line
 
-        self.save(items(), WORKERS, "images", len(sources), 0)
+        self.save(items(), WORKERS, "images", len(sources), 0, self.alone)
 
     def video(self, source):
         """A video, or a live source, which Ctrl-C ends.  Returns the path of the result."""
-        every, ahead = self.given.every, 8 + (self.given.batch or 0)
-        try:
-            video = Video(source, every, ahead, self.given.reconnect, self.say)
-        except ValueError as error:
-            return self.skip(error)
-        path, codec = self.output.place(source, ".mp4"), self.given.codec
+        given, every, path = self.given, self.given.every, None
+        options = every, 8 + (given.batch or 0), given.reconnect, self.say
         frames = milliseconds = 0
 
         def items():
@@ -318,16 +316,18 @@ class Session:
                 yield prediction, source, f"{path.stem}_{number:06}", number, write, ""
 
         try:
-            file = VideoFile(path, video.rate / every, video.size, codec)
-            with closing(video), closing(file):
-                self.save(items(), 1, "frames", video.length, 1)
-            if video.fault:
-                self.skip(video.fault)
+            with self.alone(source), closing(Video(source, *options)) as video:
+                path = self.output.place(source, ".mp4")
+                with closing(VideoFile(path, video.rate / every, video.size, given.codec)) as file:
+                    self.save(items(), 1, "frames", video.length, 1, nullcontext)
+                if video.fault:
+                    self.skip(video.fault)
         except KeyboardInterrupt:
             raise Closed from None
         finally:
-            time = f"{milliseconds / max(frames, 1):.0f} ms"
-            self.say(f"{source}: {frames} frames  ({time} each) -> {path}")
+            if frames:
+                time = f"{milliseconds / frames:.0f} ms"
+                self.say(f"{source}: {frames} frames  ({time} each) -> {path}")
         return path
 
     def stream(self, sources, **options):
@@ -337,9 +337,10 @@ class Session:
             chosen = [label in wanted for label in found.labels.tolist()]
             yield each._replace(detections=found[chosen]) if wanted else each
 
-    def save(self, items, workers, unit, total, wait):
+    def save(self, items, workers, unit, total, wait, item):
         """Draws items (prediction, source, stem, number, write, line to say) and writes them, in
-        threads while the network runs.  wait: milliseconds of --show, or 0."""
+        threads while the network runs.  wait: milliseconds of --show, or 0.  item(source): the
+        context of one."""
         pending = deque()
 
         def draw(image, found, write):
@@ -347,30 +348,43 @@ class Session:
             write(drawn)
             return drawn
 
+        def show(drawn):
+            try:
+                cv2.imshow("yolov4 detect", drawn)
+                if cv2.waitKey(wait) & 0xFF in (27, ord("q")):
+                    raise Closed
+            except cv2.error:
+                self.show = self.complain("--show: this OpenCV opens no windows")
+
         def finish(most):
             """In order, each as soon as it is there, until at most so many are pending."""
-            while pending and (len(pending) > most or pending[0][0].done()):
-                future, line = pending.popleft()
-                drawn = future.result()
-                if line:
-                    self.say(line)
+            while pending and (len(pending) > most or pending[0][1].done()):
+                source, future, line = pending.popleft()
                 bar.update()
-                try:
+                with item(source):
+                    drawn = future.result()
+                    if line:
+                        self.say(line)
                     if self.show:
-                        cv2.imshow("yolov4 detect", drawn)
-                        if cv2.waitKey(wait) & 0xFF in (27, ord("q")):
-                            raise Closed
-                except cv2.error:
-                    self.show = self.complain("--show: this OpenCV opens no windows")
+                        show(drawn)
 
         bar = tqdm(total=total, unit=f" {unit}", leave=False, disable=None)  # on a terminal only
         with ThreadPoolExecutor(workers) as pool, bar:
             for prediction, source, stem, number, write, line in items:
                 image, found = prediction.image, prediction.detections
-                self.output.add(source, stem, image, found, number)
-                pending.append((pool.submit(draw, image, found, write), line))
+                with item(source):
+                    self.output.add(source, stem, image, found, number)
+                    pending.append((source, pool.submit(draw, image, found, write), line))
                 finish(0 if self.show else 2 * workers)
             finish(0)
+
+    @contextmanager
+    def alone(self, source):
+        """What fails here costs this source alone."""
+        try:
+            yield
+        except Exception as error:
+            self.skip(about(source, error))
 
     def skip(self, reason):
         self.failed += 1
