@@ -28,6 +28,7 @@ NOT_RUN = {  # how commands begin that do not run here, and why
     "torchrun --nproc-per-node 8": "needs 8 devices",
     "torchrun --nnodes 2": "needs two machines; test_distributed.py runs two processes",
     "python tests/soak.py": "takes an hour",
+    "python benchmarks/gpu.py": "test_benchmarks.py runs it at toy size",
     "yolov4 detector train": "test_darknet.py runs it",
     ".ci/versions": "makes two environments of 6 GB",
 }
