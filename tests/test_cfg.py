@@ -1,6 +1,8 @@
 """Darknet's .cfg, .data and .names: every upstream file, round trips, and where an error is.
 Source: ../shared/darknet/cfg, ../shared/models; Darknet's src/parser.c for the defaults."""
 
+from dataclasses import replace
+
 import pytest
 from conftest import shared_files
 
@@ -229,3 +231,11 @@ def test_a_written_cfg_holds_what_both_darknets_read(policy):
     of_policies = {key for keys in POLICIES.values() for key in keys.split()}
     assert not private & read.keys() and read.keys() & of_policies == set(used)
     assert read["learning_rate"] == "0.00000025" and "e-" not in "".join(read.values())
+
+
+def test_numbers_come_back_exactly_and_without_exponents(tmp_path):
+    rate, smallest = 0.00261 * 1.1234567890123457, 1.2345678901234567e-07
+    network = parse_cfg("[net]\nwidth=32\nheight=32\n")
+    net = replace(network.net, learning_rate=rate, decay=smallest, learning_rate_min=1e-5)
+    text = format_cfg(net, ())
+    assert parse_cfg(text).net == net and "e-" not in text

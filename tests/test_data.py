@@ -1,6 +1,7 @@
 """Lists, labels and images, the report before training, samples and their share among processes.
 Source of what is expected: Darknet's src/data.c, src/utils.c, src/detector.c, cases by hand."""
 
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -324,3 +325,18 @@ def test_a_network_of_one_channel_sees_grey(paths):
         assert sample.image.shape == (1, 64, 96) and (sample.image[0].numpy() == grey).all()
     coloured = data.TrainingSet(paths, net_of(channels=1), head_of(), 0)[3, (96, 64)]
     assert coloured.image.shape == (1, 64, 96)  # mosaic, hue and all
+
+
+@pytest.mark.parametrize(
+    ("megabytes", "workers", "ahead"), [(64, 8, 2), (12, 8, 1), (5, 3, 1), (2, 0, None)]
+)
+def test_mini_batches_fit_into_shared_memory(paths, monkeypatch, megabytes, workers, ahead):
+    """Of 1 MB each; one is trained on and one received."""
+    net, head = net_of(batch=4, subdivisions=1, width=320, height=273), head_of(random=0)
+    free = SimpleNamespace(free=megabytes * 1_050_000)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: free)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        loader = data.training_batches(paths, net, head, 0, 0, 1, 8)
+    assert (loader.num_workers, loader.prefetch_factor) == (workers, ahead)
+    assert sum("--shm-size" in str(each.message) for each in found) == (megabytes < 64)

@@ -185,3 +185,15 @@ def test_photographs_equal_darknet_with_opencv(shared, golden, tmp_path, kind, m
     assert result.detections == wanted["detections"]
     assert result.map == pytest.approx(wanted["map"], abs=1e-6)
     assert result.average_iou == pytest.approx(wanted["average_iou"], abs=5.1e-5)
+
+
+def test_what_cannot_be_read_can_be_left_out(sure_model, listed):
+    row = "0 .5 .5 .5 .5\n"
+    images, failed = listed(row, row, "2 .5 .5 .5 .5\n", row), []
+    picture = images.parent / "valid/1.png"
+    picture.write_bytes(picture.read_bytes()[:60])
+    hard = listed("", "", "", "0 .5 .5 .5 .5\n", name="difficult")
+    found = collect(sure_model, images, difficult=hard, on_error=failed.append).records
+    assert [record.path.name for record in found] == ["0.png", "3.png"]
+    assert [len(record.difficult) for record in found] == [0, 1]
+    assert ["2.txt" in str(failed[0]), "1.png" in str(failed[1]), len(failed)] == [True, True, 2]

@@ -1,6 +1,7 @@
 """Downloads from a server on 127.0.0.1 that cuts connections and sends other files."""
 
 import hashlib
+import os
 import random
 import re
 import shutil
@@ -13,8 +14,11 @@ import pytest
 from conftest import ROOT
 
 from yolov4.cfg import read_cfg
-from yolov4.files import PRETRAINED, Remote, download, locate, read_text
+from yolov4.data import load_image
+from yolov4.files import PRETRAINED, Remote, download, locate, read_text, replacing
 from yolov4.graph import plan_layers
+from yolov4.labels import read_json
+from yolov4.weights import load_checkpoint, load_network
 
 CONTENT = random.Random(0).randbytes(502_000)
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -151,3 +155,21 @@ def test_a_path_written_in_a_file_is_found_where_the_export_was_unpacked(tmp_pat
         assert locate("data/a.txt", source).samefile(tmp_path / place)
     assert locate("..\\data\\a.txt", source).samefile(tmp_path / "data/a.txt")
     assert locate("D:\\x\\a.txt", source).samefile(tmp_path / "set/a.txt")
+
+
+def test_a_fifo_is_an_error_and_is_not_waited_for(tmp_path):
+    path = tmp_path / "x"
+    os.mkfifo(path)
+    for read in (read_text, load_network, load_checkpoint, load_image, read_json):
+        with pytest.raises(ValueError, match="x: "):
+            read(path)
+
+
+def test_two_writers_of_one_file_do_not_meet(tmp_path):
+    path = tmp_path / "x.txt"
+    with replacing(path) as one:
+        one.write_text("one")
+        with replacing(path) as two:
+            two.write_text("two")
+        assert path.read_text() == "two"
+    assert path.read_text() == "one" and names_in(tmp_path) == ["x.txt"]

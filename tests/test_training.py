@@ -1,6 +1,7 @@
 """Whole trainings by train.py, as real processes where a process can be killed."""
 
 import csv
+import json
 import os
 import resource
 import signal
@@ -16,10 +17,11 @@ import pytest
 import torch
 from conftest import ROOT
 
-from yolov4 import Darknet, load_weights, plots, report
+from yolov4 import Darknet, data, load_weights, plots, report
 from yolov4.recipe import Settings
+from yolov4.runs import resumed_settings
 from yolov4.training import NonFiniteLoss, Training
-from yolov4.weights import load_checkpoint, save_checkpoint
+from yolov4.weights import load_checkpoint, network_files, save_checkpoint
 
 CFG = """
 [net] batch=4 subdivisions={subdivisions} width=32 height=32 channels=3 saturation=1.5
@@ -130,7 +132,7 @@ def test_resumed_is_never_stopped_bit_for_bit(work, options):
     assert "amp" not in options or states[0]["scaler"]["scale"] < 2**16
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
 def test_what_ends_a_run_leaves_a_checkpoint_and_says_how_to_resume(work, number):
     """Ctrl-C on a terminal, or a cluster's SIGTERM, reaches the processes that load data too;
     SIGKILL ends one of these alone."""
@@ -145,7 +147,10 @@ def test_what_ends_a_run_leaves_a_checkpoint_and_says_how_to_resume(work, number
         os.killpg(process.pid, number)
     out, errors = process.communicate(timeout=120)
     assert process.returncode == killed and "Traceback" not in errors, out + errors
-    assert f"--resume {work / 'runs/run'}" in (errors if killed else out)
+    said = (
+        "" if number == signal.SIGHUP else f"--resume {work / 'runs/run'}"
+    )  # the terminal is gone
+    assert said in (errors if killed else out)
     assert ("another process died" in errors) == killed
     state = load_checkpoint(work / "runs/run/last.pt")
     assert state["iteration"] >= 3 and state["seen"] == 4 * state["iteration"]
@@ -329,3 +334,159 @@ def test_the_fewest_subdivisions_are_looked_for_on_a_gpu_alone(work, call):
     flags = "--data tiny.data --cfg tiny.cfg --subdivisions auto --device cpu"
     code, _, errors = call("train.py", *flags.split())
     assert code == 1 and "--subdivisions auto: found cpu" in errors
+
+
+def test_what_cannot_be_evaluated_is_left_out_or_reported(work, monkeypatch):
+    """A cut picture and a class that does not exist; then the whole list."""
+    write_cfg(work, iterations=6)
+    said = []
+    run = training(work, say=said.append, eval_every=2)
+    log = run._log
+
+    def break_more(*arguments):
+        iteration = run.progress.iteration
+        if iteration == 2:
+            picture = work / "images/0.png"
+            picture.write_bytes(picture.read_bytes()[:900])
+            (work / "images/1.txt").write_text("7 .5 .5 .5 .5\n")
+        if iteration == 4:
+            (work / "list.txt").unlink()
+        return log(*arguments)
+
+    monkeypatch.setattr("yolov4.training.UNREADABLE", 1)
+    monkeypatch.setattr(run, "_log", break_more)
+    run.run()
+    found = [row["map"] for row in rows(work / "runs/run")]
+    assert found[1] and not any(found[2:])
+    result = next(line for line in said if line.startswith("iteration 2: mAP"))
+    assert "2 images left out" in result
+    assert all(
+        any(name in line and "left out" in line for line in said) for name in ("0.png", "1.txt")
+    )
+    assert sum("could not be evaluated" in line and "list.txt" in line for line in said) == 2
+
+
+def test_a_run_that_ends_while_it_is_evaluated_is_resumed_with_the_evaluation(work, monkeypatch):
+    write_cfg(work, iterations=4)
+    whole = trained(work, "whole", eval_every=2)
+    (work / "runs/whole/report/report.html").unlink()
+
+    def die(*_, **__):
+        raise KeyboardInterrupt
+
+    for count in (1, 2):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("yolov4.training.collect", die)
+            training(work, resume=count > 1, eval_every=2).run()
+        assert load_checkpoint(work / "runs/run/last.pt")["iteration"] == 2 * 1
+    assert trained(work, "run", resume=True, eval_every=2) == whole
+    tables = [[(r["loss"], r["map"]) for r in rows(work / "runs" / n)] for n in ("whole", "run")]
+    assert tables[0] == tables[1] and tables[0][1][1]
+    trained(work, "whole", resume=True, eval_every=2)  # finished, but without its report
+    assert (work / "runs/whole/report/report.html").exists()
+
+
+def test_data_that_does_not_come_ends_a_run_that_resumes_bit_for_bit(work, monkeypatch):
+    write_cfg(work, iterations=8, subdivisions=2)
+    whole = trained(work, "whole", valid=None, workers=1)
+    monkeypatch.setattr("yolov4.data.DATA_LIMIT", 2)
+    original, run = data.TrainingSet.__getitem__, training(work, valid=None, workers=1)
+
+    def hang(self, key):
+        if key[0] >= 18:  # the second mini-batch of iteration 5
+            time.sleep(100)
+        return original(self, key)
+
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"hangs.*--resume"):
+        patch.setattr(data.TrainingSet, "__getitem__", hang)
+        run.run()
+    assert load_checkpoint(work / "runs/run/last.pt")["iteration"] == 4
+    assert trained(work, "run", resume=True, valid=None, workers=1) == whole
+
+
+def test_sigterm_ends_a_wait_for_a_worker_that_hangs(work):
+    write_cfg(work, iterations=100000)
+    process = started(work, "--save-every", 100000, "--workers", 1)
+    wait_for((work / "runs/run/train_batch3.jpg").exists, process)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(children[-1]), signal.SIGSTOP)
+    os.kill(process.pid, signal.SIGTERM)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 0 and "--resume" in out, out + errors
+    assert load_checkpoint(work / "runs/run/last.pt")["iteration"] >= 2
+
+
+def test_a_folder_belongs_to_one_training(work):
+    """Two that start at once get two folders; one that runs cannot be resumed by another."""
+    write_cfg(work, iterations=100000)
+    processes = [started(work, "--save-every", 1, "--workers", 0) for _ in range(2)]
+    try:
+        for process, name in zip(processes, ("run", "run-2"), strict=True):
+            wait_for((work / "runs" / name / "last.pt").exists, process)
+        command = [sys.executable, ROOT / "train.py", "--resume", work / "runs/run"]
+        second = subprocess.run(command, capture_output=True, text=True, cwd=work, timeout=100)
+        number = (work / "runs/run/.lock").read_text()
+        assert int(number) in {process.pid for process in processes}
+        assert second.returncode == 1 and f"process {number}" in second.stderr
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    training(work, resume=True)  # the lock died with its process
+
+
+def test_a_renamed_run_keeps_its_name_and_its_own_best_weights(work):
+    write_cfg(work, iterations=8)
+    run = training(work, eval_every=2, save_every=2)
+    run.updater.update, update = lambda *each: run._stop(0, 0) or update(*each), run.updater.update
+    run.run()
+    (work / "runs/run").rename(work / "runs/renamed")
+    training(work, "renamed", resume=True, eval_every=2).run()
+    found = {path.name for path in (work / "runs/renamed").glob("*.weights")}
+    assert found == {"run_last.weights", "run_best.weights"}
+    assert network_files(root=work / "runs").weights.name == "run_best.weights"
+
+
+def test_a_list_that_changed_is_said_when_a_run_is_resumed(work):
+    write_cfg(work, iterations=4)
+    trained(work, "run", eval_every=0)
+    lines = (work / "list.txt").read_text().splitlines()
+    for changed in (lines, lines[::-1], lines[:-1]):
+        (work / "list.txt").write_text("\n".join(changed))
+        said = []
+        training(work, say=said.append, resume=True, valid=None)
+        assert any("list.txt: has other images" in line for line in said) == (changed != lines)
+
+
+@pytest.mark.parametrize("change", [
+    lambda text: "\ufeff" + text,
+    lambda text: text.replace(",", ";"),
+    lambda text: "".join(line.rstrip() + ",1\r\n" for line in text.splitlines()),
+    lambda text: "".join(line.rpartition(",")[0] + "\r\n" for line in text.splitlines()),
+])  # fmt: skip
+def test_results_that_another_program_changed_are_set_aside(work, change):
+    write_cfg(work, iterations=6)
+    trained(work, "run", valid=None, save_every=3)
+    folder, said = work / "runs/run", []
+    (folder / "previous.pt").rename(folder / "last.pt")
+    table = folder / "results.csv"
+    text = change(table.read_bytes().decode())
+    table.write_bytes(text.encode())
+    trained(work, "run", said.append, True, valid=None)
+    assert [row["iteration"] for row in rows(folder)] == ["4", "5", "6"]
+    assert (folder / "results.csv.old").read_bytes() == text.encode()
+    assert sum("results.csv.old" in line for line in said) == 1
+
+
+def test_settings_that_another_program_changed_are_set_aside(work):
+    write_cfg(work, iterations=2)
+    (work / "tiny.data").write_text(f"train={work}/list.txt\nnames={work}/tiny.names\n")
+    given = {"valid": None, "ema": 0.9, "seed": 3, "data": str(work / "tiny.data")}
+    trained(work, "run", **given)
+    folder, said = work / "runs/run", []
+    assert resumed_settings(folder, said.append) == settings(work, **given) and not said
+    found = json.loads((folder / "settings.json").read_text()) | {"note": 1}
+    del found["ema"], found["train"]
+    (folder / "settings.json").write_text("\ufeff" + json.dumps(found))
+    assert resumed_settings(folder, said.append) == settings(work, **given)
+    assert (folder / "settings.json.old").exists() and len(said) == 1

@@ -428,8 +428,11 @@ def format_cfg(net: Net, sections: tuple[Section, ...]) -> str:
     def text(value):
         if isinstance(value, tuple):
             return (", " if value and isinstance(value[0], tuple) else ",").join(map(text, value))
-        # without exponents, which the maintained Darknet refuses
-        return f"{Decimal(f'{value:.9g}'):f}" if isinstance(value, float | bool) else str(value)
+        if not isinstance(value, float | bool):
+            return str(value)
+        short = f"{value:.9g}"
+        # exact, and without exponents, which the maintained Darknet refuses
+        return f"{Decimal(short if float(short) == value else repr(value)):f}"
 
     lines = []
     for section in (net, *sections):

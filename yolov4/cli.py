@@ -12,6 +12,7 @@ import sys
 import warnings
 from argparse import BooleanOptionalAction
 from contextlib import closing, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 from traceback import walk_tb
@@ -30,7 +31,7 @@ from yolov4.cfg import (
 )
 from yolov4.files import PRETRAINED, own_file, pretrained, printable, replacing
 from yolov4.networks import PRESETS, cfg_text, project_files
-from yolov4.recipe import CFG, DATA, WEIGHTS, Settings, read_recipe
+from yolov4.recipe import CFG, DATA, WEIGHTS, read_recipe
 
 # A command imports the rest after parsing: torch takes seconds, and --help does not need it.
 
@@ -236,15 +237,15 @@ def train(words):
 
     if resume:
         folder = runs.run_folder(given.runs, given.resume or given.name)
-        old = runs.run_settings(folder)
-        settings = Settings(**old | {key: flags[key] for key in MACHINE & flags.keys()})
+        settings = runs.resumed_settings(folder, say)
+        settings = replace(settings, **{key: flags[key] for key in MACHINE & flags.keys()})
     else:
         settings = runs.new_settings(flags, say)
         stem = Path(settings.recipe or settings.cfg).stem
         folder = runs.new_run_folder(given.runs, given.name or stem)
     run = training.Training(settings, folder, resume, say)
-    run.run()
-    weights = f"{folder.name}_last.weights, {folder.name}_best.weights"
+    folder = run.run()
+    weights = ", ".join(sorted(path.name for path in folder.glob("*.weights")))
     run.say(f"{folder}: chart.png, results.csv, {weights}, last.pt")
     return folder
 

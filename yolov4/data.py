@@ -8,6 +8,7 @@ import math
 import multiprocessing
 import os
 import re
+import shutil
 import signal
 import sys
 import warnings
@@ -33,9 +34,12 @@ NO_IMAGE, NO_LABELS = "images that do not exist", "images without a label file"
 BAD_CLASS = "boxes of an unknown class"
 IN_PIXELS = "every box has values above 2, as if in pixels, expected 0..1 of the image's sides"
 SMALL = 8  # pixels of the network input
+HANGUP = getattr(signal, "SIGHUP", signal.SIGTERM)  # the terminal was closed; not under Windows
+STOPS = {signal.SIGINT, signal.SIGTERM, HANGUP}  # ask a training to stop
 IMAGES = (
     ".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm",
 )  # fmt: skip
+DATA_LIMIT = 300  # seconds that a mini-batch is waited for
 BOXES = re.compile(r"(\s+-?[\d.]+(,-?[\d.]+){4,})+$")  # x1,y1,x2,y2,class ... behind an image
 
 
@@ -358,21 +362,39 @@ def training_batches(
     paths, net, head, seed, start, end,
     workers, rank = 0, world = 1, pin_memory = False, cache = 0.0,
 ):  # fmt: skip
-    """Mini-batches of iterations start..end-1 as `collate` makes them, from `workers` processes;
-    to be iterated once."""
+    """Mini-batches of iterations start..end-1 as `collate` makes them, from `workers` processes, or
+    fewer where shared memory is small; to be iterated once.  RuntimeError after DATA_LIMIT."""
+    sides = training_size(net, head, 0, seed)  # the largest
+    size = net.batch // max(net.subdivisions, world) * net.channels * math.prod(sides)
     if cache and workers and multiprocessing.get_start_method() != "fork":
         warnings.warn("--cache needs workers that are forked: no images are cached")
         cache = 0.0
     return DataLoader(
         TrainingSet(paths, net, head, seed, cache), collate_fn=collate,
         batch_sampler=mini_batches(net, head, seed, start, end, rank, world),
-        num_workers=workers, persistent_workers=workers > 0, worker_init_fn=_start_worker,
-        pin_memory=pin_memory,
+        worker_init_fn=_start_worker, pin_memory=pin_memory,
+        **(in_shared_memory(workers, size, world) if workers else {}),
     )  # fmt: skip
+
+
+def in_shared_memory(workers, size, world):
+    """DataLoader's options for so many workers, or fewer where mini-batches of `size` bytes for
+    `world` processes do not fit into /dev/shm: who cannot hand over a mini-batch is never done."""
+    free = shutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else math.inf
+    places, ahead = free // (size * world) - 2, 2  # one is trained on, one is being received
+    if places < workers * ahead:
+        fewer, ahead = max(0, min(workers, int(places))), 1
+        warnings.warn(
+            f"/dev/shm: {free / 1e6:.0f} MB free, mini-batches have {size / 1e6:.1f} MB: {fewer} "
+            f"instead of {workers} workers prepare images; Docker's --shm-size gives more"
+        )
+        workers = fewer
+    options = {"persistent_workers": True, "prefetch_factor": ahead, "timeout": DATA_LIMIT}
+    return {"num_workers": workers, **options} if workers else {}
 
 
 def _start_worker(_):
     keep_freed_memory()
     cv2.setNumThreads(0)  # the workers are the parallelism
-    for number in (signal.SIGINT, signal.SIGTERM):  # for the main process, which ends the iteration
+    for number in STOPS:  # for the main process, which ends the iteration
         signal.signal(number, signal.SIG_IGN)

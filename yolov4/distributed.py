@@ -49,6 +49,7 @@ def same_in_all(number, device):
 
 
 def lost_process(error):
-    """Whether the error means that a process of the group, or one that loads images, died."""
-    messages = "gloo", "DataLoader worker"
+    """Whether the error means that a process of the group died, or one that loads images did or
+    hangs."""
+    messages = "gloo", "DataLoader"
     return isinstance(error, dist.DistError) or any(text in str(error) for text in messages)

@@ -2,7 +2,7 @@
 Source: Darknet's src/detector.c, validate_detector_map."""
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -27,6 +27,10 @@ def evaluate(
     return collect(model, images, **options).result(iou_thresh, points)
 
 
+def _raise(error):
+    raise error
+
+
 def collect(
     model: Darknet | Detector,
     images: Images,
@@ -37,52 +41,63 @@ def collect(
     nms_thresh: float = 0.45,
     confidence: float = 0.25,
     progress: bool = False,
+    on_error: Callable[[Exception], None] = _raise,
 ) -> Evaluator:
     """Detects on all images once; `.result(iou_thresh, points)` then counts, as often as wanted.
 
     model: a Darknet is copied and stays as it is; a Detector has its own device and letter box.
     images: their labels are where `label_path` says; an image without a label file counts as empty.
     difficult: a list as long as images, whose labels are the difficult objects.  progress: a bar,
-    on a terminal.  Raises ValueError for a list without any box, an unreadable image, a class that
-    the network does not have.
+    on a terminal.  on_error(error): called for an unreadable image or label file and for a class
+    that the network does not have; the image is then left out.  Default: it is raised.
+    Raises ValueError for a list without any box.
     """
     detector = model if isinstance(model, Detector) else Detector.from_model(model)
     classes = len(detector.names)
-    paths, files, targets = _labelled(images, classes)
-    if not any(map(len, targets)):
-        name = images if isinstance(images, str | Path) else "images"
+    name = images if isinstance(images, str | Path) else "images"
+    paths, targets = _labelled(images, classes, on_error)
+    files = list(map(label_path, paths))
+    if not any(map(len, targets.values())):
         where = f", expected labels as in {files[0]}" if files else ""
         raise ValueError(f"{name}: found 0 boxes in {len(paths)} images{where}")
-    if (torch.cat(targets)[:, 1:].amax(1) > 2).all():
-        raise ValueError(f"{images}: {IN_PIXELS}")
+    if (torch.cat([*targets.values()])[:, 1:].amax(1) > 2).all():
+        raise ValueError(f"{name}: {IN_PIXELS}")
     if missing := [file for file in files if not file.exists()]:
         warnings.warn(
             f"{len(missing)} of {len(paths)} images have no label file and count as empty; the "
             f"first would be {missing[0]}"
         )
-    hard = _labelled(difficult, classes)[2] if difficult else [None] * len(paths)
-    if len(hard) != len(paths):
-        raise ValueError(f"difficult: {len(hard)} images, expected {len(paths)}")
+    others, hard = _labelled(difficult, classes, _raise) if difficult else (paths, {})
+    if len(others) != len(paths):
+        raise ValueError(f"difficult: {len(others)} images, expected {len(paths)}")
+    hard = {path: hard.get(other) for path, other in zip(paths, others, strict=True)}
     settings = Settings(
         size=detector.heads[0].size, letter_box=detector.letter_box, thresh=thresh,
         nms_thresh=nms_thresh, confidence=confidence, difficult=bool(difficult),
     )  # fmt: skip
     evaluator = Evaluator(classes, settings)
-    predictions = detector.stream(paths, thresh, nms_thresh, batch)
-    bar = tqdm(predictions, "mAP", len(paths), False, unit="images", disable=not progress or None)
-    for each, labels, others in zip(bar, targets, hard, strict=True):
-        evaluator.add(each.detections, labels, each.image.shape[1::-1], others, each.source)
+    readable = [path for path in paths if path in targets]
+    predictions = detector.stream(readable, thresh, nms_thresh, batch, on_error)
+    bar = tqdm(
+        predictions, "mAP", len(readable), False, unit="images", disable=not progress or None
+    )
+    for each in bar:
+        path, size = each.source, each.image.shape[1::-1]
+        evaluator.add(each.detections, targets[path], size, hard[path], path)
     return evaluator
 
 
-def _labelled(images, classes):
-    """Paths, their label files, and labels (n, 5) of each."""
+def _labelled(images, classes, on_error):
+    """Paths, and labels (n, 5) by path, of those that can be read."""
     listed = isinstance(images, str | Path)
-    paths = read_image_list(images) if listed else list(map(Path, images))
-    files, labels = list(map(label_path, paths)), []
-    for file in files:
-        each = torch.from_numpy(read_labels(file))
-        if (each[:, 0] >= classes).any():
-            raise ValueError(f"{file}: class {each[:, 0].max():g}, expected 0..{classes - 1}")
-        labels.append(each)
-    return paths, files, labels
+    paths, labels = read_image_list(images) if listed else list(map(Path, images)), {}
+    for path in paths:
+        try:
+            file = label_path(path)
+            each = torch.from_numpy(read_labels(file))
+            if (each[:, 0] >= classes).any():
+                raise ValueError(f"{file}: class {each[:, 0].max():g}, expected 0..{classes - 1}")
+            labels[path] = each
+        except (ValueError, OSError) as error:
+            on_error(error)
+    return paths, labels

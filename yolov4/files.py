@@ -13,6 +13,7 @@ import tempfile
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
+from uuid import uuid4
 
 MAX_TEXT = 1 << 28  # bytes of a cfg, list, label, XML or JSON file
 # \r moves the progress bar, alone at an end of what is written
@@ -29,7 +30,8 @@ def replacing(path, keep=None):
     keep: path for the file that was there before.  Raises OSError with the path (disk full, no
     permission); `path` is then as it was."""
     path = Path(path)
-    beside = path.with_name(f".{path.stem}.part{path.suffix}")
+    # of this writer alone; `RunFolder` removes those of killed ones
+    beside = path.with_name(f".{path.stem}.{uuid4().hex[:8]}.part{path.suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield beside
@@ -54,10 +56,17 @@ def replacing(path, keep=None):
             beside.unlink(missing_ok=True)
 
 
+def regular(path):
+    """The path.  Raises ValueError for a FIFO, a device or a folder: reading may never end."""
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise ValueError(f"{path}: is no regular file, expected one")
+    return Path(path)
+
+
 def read_text(path):
     """Text of a file in UTF-8 or UTF-16 with a byte order mark, UTF-8 or Latin-1 without one.
     Raises ValueError for bytes that are no text and for more than MAX_TEXT."""
-    with Path(path).open("rb") as file:  # not by its size: a device has none
+    with regular(path).open("rb") as file:
         content = file.read(MAX_TEXT + 1)
     if len(content) > MAX_TEXT:
         raise ValueError(f"{path}: has more than {MAX_TEXT:,} bytes, expected a text file")

@@ -35,7 +35,7 @@ from yolov4.data import (
     outline_box,
     read_image_list,
 )
-from yolov4.files import CONFIGS, Remote, download, locate, read_lines, read_text
+from yolov4.files import CONFIGS, Remote, download, locate, read_lines, read_text, regular
 
 JOINED = {  # of the VOC devkit, as Darknet's script joins them
     "train": ("2007_train", "2007_val", "2012_train", "2012_val"),
@@ -361,7 +361,7 @@ def read_json(path):
     """Images, annotations, and {category id: class name} in the order of the ids, of a COCO JSON.
     Raises ValueError for anything else."""
     try:
-        dataset = json.loads(Path(path).read_bytes(), object_hook=_without_outline)
+        dataset = json.loads(regular(path).read_bytes(), object_hook=_without_outline)
         images, annotations = dataset["images"], dataset["annotations"]
         if not all(isinstance(entry, dict) for entry in (*images, *annotations)):
             raise ValueError("no lists of objects")

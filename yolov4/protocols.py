@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from yolov4.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh, xyxy_to_xywh
-from yolov4.files import read_text, replacing
+from yolov4.files import read_text, regular, replacing
 from yolov4.labels import read_annotation
 from yolov4.metrics import average_precisions, best_overlaps, by_class
 
@@ -261,7 +261,7 @@ def check(wanted, coco_json=None):
             message = "COCO metrics need faster-coco-eval: pip install faster-coco-eval"
             raise ValueError(message) from None
     if coco_json:
-        Path(coco_json).open().close()
+        regular(coco_json).open().close()
 
 
 def measure(

@@ -6,6 +6,7 @@ import json
 import os
 import warnings
 import zlib
+from contextlib import suppress
 from pathlib import Path
 from typing import get_type_hints
 
@@ -16,7 +17,7 @@ from yolov4.cfg import check_size, format_cfg, read_data
 from yolov4.files import CONFIGS, locate, own_file, pretrained, read_text, replacing
 from yolov4.labels import convert
 from yolov4.recipe import CFG, DATA, WEIGHTS, Settings
-from yolov4.weights import PREVIOUS, save_checkpoint, save_weights
+from yolov4.weights import PREVIOUS, load_checkpoint, save_checkpoint, save_weights
 
 MADE_BY = {  # how to make the lists of the project's own .data files
     "voc": "`yolov4 labels VOCDEVKIT --out data/voc0712` makes it; with --download it downloads "
@@ -26,17 +27,45 @@ MADE_BY = {  # how to make the lists of the project's own .data files
     "shapes": "`python data/shapes/make_shapes.py` draws its images, `yolov4 labels "
     "data/shapes/VOCshapes --out data/shapes` makes it",
 }
+FILES = {"cfg", "train", "valid", "names", "difficult", "data", "weights", "recipe"}  # in Settings
 SHOWN_BATCHES = 3  # first mini-batches that are drawn
 FORMATS = {"iteration": "d", "images_per_second": ".4g", "data_share": ".3f", "map": ".6f"}
 
 
 def run_settings(run):
-    """A run's settings.json.  Raises ValueError for what is no JSON."""
+    """A run's settings.json.  Raises ValueError for what is no JSON object."""
     path = run / "settings.json"
     try:
-        return json.loads(read_text(path))
+        found = json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path}:{error.lineno}: {error.msg}, expected JSON") from None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: found no keys, expected a JSON object")
+    return found
+
+
+def resumed_settings(run, say=print):
+    """The Settings of a run to resume.  What another program took out of its settings.json comes
+    from last.pt and the .data file; what it left is kept as settings.json.old."""
+    path, found, known = run / "settings.json", run_settings(run), get_type_hints(Settings).keys()
+    content = path.read_bytes()
+    if found.keys() - {"name"} != known or content != _json(found).encode():
+        set_aside(path, content, say)
+    if known - found.keys():
+        with suppress(ValueError, OSError, KeyError):  # `Training` tells what is wrong with last.pt
+            found = load_checkpoint(run / "last.pt")["settings"] | found
+            found = data_options(found["data"], say=say) | found
+        found = {key: f"{path} without {key}" for key in ("cfg", "train", "names")} | found
+    return Settings(**{key: found[key] for key in known & found.keys()})
+
+
+def set_aside(path, content, say):
+    Path(f"{path}.old").write_bytes(content)
+    say(f"{path}: was changed by another program; kept as {path.name}.old, the run goes on")
+
+
+def _json(settings):
+    return json.dumps(settings, indent=1) + "\n"
 
 
 def validation_list(run):
@@ -101,12 +130,52 @@ def run_folder(root, run):
     return (found[0] if run else max(found, key=os.path.getmtime)).parent
 
 
-class RunFolder:
-    """The files of one run.  iteration: where it resumes; later rows of results.csv are dropped."""
+def hold(path):
+    """An open file that holds this process' number and, as long as that lives, a lock.
+    Raises ValueError with the number of the process that has it."""
+    file = path.open("a+")
+    try:
+        if os.name == "nt":
+            import msvcrt
 
-    def __init__(self, path, network, names, settings, iteration=0):
-        self.path, self.name, self.names, self.board = path, path.name, names, None
-        path.mkdir(parents=True, exist_ok=True)
+            file.seek(1 << 20)  # the locked byte: others may read the number
+            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        else:
+            import fcntl
+
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # not inherited by workers
+    except (BlockingIOError, PermissionError):
+        file.seek(0)
+        raise ValueError(f"{path.parent}: process {file.read()} trains in it") from None
+    except OSError:  # a file system without locks
+        pass
+    file.truncate(0)
+    file.write(str(os.getpid()))
+    file.flush()
+    return file
+
+
+class RunFolder:
+    """The files of one run, in a folder that no other process trains in.
+
+    iteration: where it resumes; later rows of results.csv are dropped.  fresh: another training may
+    have taken the folder meanwhile, then it is the next one.  A renamed or copied folder keeps the
+    run's name.  Raises ValueError where another process trains in it."""
+
+    def __init__(self, path, network, names, settings, iteration=0, fresh=False, say=print):
+        first = path
+        while True:
+            try:
+                path.mkdir(parents=True, exist_ok=not fresh)
+                break
+            except FileExistsError:
+                path = new_run_folder(first.parent, first.name)
+        self.path, self.names, self.say, self.board, self.name = path, names, say, None, path.name
+        self.lock = hold(path / ".lock")
+        with suppress(ValueError, OSError):
+            self.name = run_settings(path).get("name", path.name)
+        for left in path.glob(".*.part*"):  # of processes that were killed
+            left.unlink()
         if settings.get("tensorboard"):
             try:
                 from torch.utils.tensorboard import SummaryWriter
@@ -116,9 +185,12 @@ class RunFolder:
         check_size(network.net, path)
         self.write_cfg(network)
         self._write(f"{self.name}.names", "".join(f"{name}\n" for name in names))
-        self._write("settings.json", json.dumps(settings, indent=1) + "\n")
-        self._write("results.csv", self._rows_up_to(iteration))
-        self.results = (path / "results.csv").open("a", newline="", encoding="utf-8")
+        self._write("settings.json", _json({"name": self.name, **settings}))
+        rows = self._rows_up_to(iteration)
+        self.columns = rows.partition("\n")[0].strip()
+        self._write("results.csv", rows)
+        self.results = (path / "results.csv").open("r+", newline="", encoding="utf-8")
+        self.start, self.iteration = self.results.seek(0, os.SEEK_END), iteration
 
     def write_cfg(self, network):
         """Writes NAME.cfg, which the next last.pt holds too."""
@@ -130,20 +202,34 @@ class RunFolder:
             beside.write_text(text, encoding="utf-8", newline="")
 
     def _rows_up_to(self, iteration):
-        """Header and rows of results.csv up to an iteration; a kill may leave half a row."""
+        """Header and rows of results.csv up to an iteration; a kill may leave half a row.  A file
+        that another program changed is set aside."""
         path = self.path / "results.csv"
         if not iteration or not path.exists():
             return ""
-        header, *rows = path.read_bytes().decode().splitlines(keepends=True) or [""]
-        whole = (row for row in rows if row.endswith("\n"))
-        return header + "".join(row for row in whole if int(row.split(",")[0]) <= iteration)
+        self.found = path.read_bytes()
+        try:
+            header, *rows = self.found.decode().splitlines(keepends=True) or [""]
+            whole = (row for row in rows if row.endswith("\n"))
+            return header + "".join(row for row in whole if int(row.split(",")[0]) <= iteration)
+        except ValueError:  # of semicolons, UTF-16; `log` finds other columns
+            set_aside(path, self.found, self.say)
+            return ""
 
     def log(self, row):
-        """Adds a row to results.csv: iteration, loss, ... by column; None where not measured."""
+        """Adds a row to results.csv: iteration, loss, ... by column; None where not measured.  The
+        same iteration again, then with its mAP, takes the place of the row."""
         known = {column: value for column, value in row.items() if value is not None}
-        writer = csv.DictWriter(self.results, row)
-        if not self.results.tell():
+        writer, columns = csv.DictWriter(self.results, row), ",".join(row)
+        if columns != self.columns:
+            if self.columns:  # more or fewer of them
+                set_aside(self.path / "results.csv", self.found, self.say)
+                self.results.truncate(self.results.seek(0))
             writer.writeheader()
+            self.columns = columns
+        if self.iteration != row["iteration"]:
+            self.start, self.iteration = self.results.tell(), row["iteration"]
+        self.results.seek(self.start)
         writer.writerow({name: format(known[name], FORMATS.get(name, ".6g")) for name in known})
         for column, value in known.items() if self.board else ():
             self.board.add_scalar(column, value, row["iteration"])
@@ -158,6 +244,8 @@ class RunFolder:
         # after the weights: what a whole last.pt promises is there
         state |= {"cfg": self.cfg, "names": self.names}
         save_checkpoint(self.path / "last.pt", state, keep=self.path / PREVIOUS)
+        if not self.results.tell():  # no row to draw yet
+            return
         try:
             with replacing(self.path / "chart.png") as beside:
                 plots.training_chart(self.path / "results.csv", beside, self.name)
@@ -187,3 +275,5 @@ class RunFolder:
         self.results.close()
         if self.board:
             self.board.close()
+        self.lock.close()
+        (self.path / ".lock").unlink(missing_ok=True)

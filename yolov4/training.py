@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+import zlib
 from dataclasses import asdict, dataclass, replace
 from itertools import chain, count, islice, tee
 
@@ -17,14 +18,22 @@ from tqdm import tqdm
 
 from yolov4 import distributed, report
 from yolov4.cfg import names_of_classes, parse_cfg, read_names
-from yolov4.data import duplicates, inspect, keep_freed_memory, read_image_list, training_batches
+from yolov4.data import (
+    HANGUP,
+    STOPS,
+    duplicates,
+    inspect,
+    keep_freed_memory,
+    read_image_list,
+    training_batches,
+)
 from yolov4.detector import choose_device
 from yolov4.evaluation import collect
 from yolov4.layers import CrossBatchNorm, growth, set_stage
 from yolov4.loss import DarknetLoss, HeadTerms, attack_loss, attack_rate, attacked_images
 from yolov4.model import HALVES, Darknet
 from yolov4.recipe import configured, network_for
-from yolov4.runs import RunFolder
+from yolov4.runs import FILES, RunFolder
 from yolov4.schedule import bias_rate, ema_decay, learning_rate, momentum
 from yolov4.weights import VERSION, last_checkpoint, load_weights
 from yolov4.yolov5_loss import Yolov5Loss, prior_biases
@@ -133,7 +142,8 @@ class Updater:
         Processes wait for each other while they join gradients, so that none could say that its
         memory is full: their first update is tried alone until all have enough.
         """
-        before = [buffer.clone() for buffer in self.model.buffers()]
+        # before the step an update changes running statistics alone
+        self.before = [buffer.clone() for buffer in self.model.buffers()]
         while True:
             batches, again = tee(batches)
             full = False
@@ -150,9 +160,13 @@ class Updater:
                 self._cut_mini_batches()
             else:
                 self.alone = False
-            for buffer, value in zip(self.model.buffers(), before, strict=True):
-                buffer.copy_(value)
+            self.undo()
             batches = again
+
+    def undo(self):
+        """The model as it was before an update that did not come to its step."""
+        for buffer, value in zip(self.model.buffers(), self.before, strict=True):
+            buffer.copy_(value)
 
     def _accumulate(self, iteration, batches):
         """Sums up the gradients of the mini-batches.  Returns what `_report` takes."""
@@ -277,6 +291,7 @@ class Progress:
     last_map: float = -1.0
     waited: int = 0  # evaluations since the best
     average_loss: float = -1.0  # nine tenths of the last and one of the new, as Darknet prints it
+    row: dict | None = None  # of results.csv, where it still has to be measured
 
 
 class Training:
@@ -296,8 +311,8 @@ class Training:
         if settings.subdivisions == "auto" and device.type != "cuda":
             raise ValueError(f"--subdivisions auto: found {device}, expected a GPU or a number")
         self.settings, self.folder, self.log = settings, folder, log
-        self.say = (lambda _: None) if rank else say
-        checkpoint = last_checkpoint(folder) if resume else None
+        self.say, fresh = (lambda _: None) if rank else say, not folder.exists()
+        checkpoint = last_checkpoint(folder) if resume else {}
         if checkpoint:
             network = parse_cfg(checkpoint["cfg"], str(folder / "last.pt"))
         else:
@@ -308,7 +323,7 @@ class Training:
         model = Darknet(network, torch.Generator().manual_seed(settings.seed))
         model.to(device, memory_format=torch.channels_last)
         self.names = names_of_classes(settings.names, model.heads[-1].classes)
-        self.paths = self._inspect()
+        self.paths = self._inspect(iter(checkpoint.get("lists", ())))
         if settings.sync_bn:
             crossed = any(isinstance(module, CrossBatchNorm) for module in model.modules())
             if crossed or device.type != "cuda":
@@ -316,7 +331,8 @@ class Training:
             model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
         self.model = model
         if checkpoint:
-            self.progress = Progress(**{key: checkpoint[key] for key in asdict(Progress())})
+            known = asdict(Progress()).keys() & checkpoint.keys()
+            self.progress = Progress(**{key: checkpoint[key] for key in known})
             iteration = self.progress.iteration
             self.say(f"resuming {folder} at iteration {iteration} of {net.max_batches}")
         else:
@@ -326,7 +342,7 @@ class Training:
             raise ValueError(
                 f"{folder}/last.pt: is another one in another process, expected copies"
             )
-        if iteration >= net.max_batches:
+        if iteration >= net.max_batches and not checkpoint:
             raise ValueError(
                 f"{settings.weights or folder}: is at iteration {iteration} of {net.max_batches}, "
                 "expected less; --clear starts at 0 again, --max-batches trains for longer"
@@ -340,16 +356,24 @@ class Training:
             settings.workers, rank, world, device.type == "cuda", settings.cache or 0.0,
         )  # fmt: skip
         self.unreadable, self.stopped, self.evaluation, self.files = set(), "", None, None
+        self.waiting = False
         if not rank:
-            self.files = RunFolder(folder, network, self.names, asdict(settings), iteration)
+            written = iteration - bool(self.progress.row)
+            made = network, self.names, asdict(settings), written, fresh, self.say
+            self.files = RunFolder(folder, *made)
+            self.folder = folder = self.files.path
             report.write_data(folder / "data.png", self.paths, self.names, network)
 
-    def _inspect(self):
-        """Reports on the data, which has to be fit for it; returns the images for training."""
-        settings, usable = self.settings, []
+    def _inspect(self, saved):
+        """Reports on the data, which has to be fit for it, and on lists that do not have the saved
+        checksums; returns the images for training."""
+        settings, usable, self.lists = self.settings, [], []
         for path in filter(None, (settings.train, settings.valid)):
-            size = self.net.width, self.net.height
-            found = inspect(read_image_list(path), self.names, size, path)
+            images, size = read_image_list(path), (self.net.width, self.net.height)
+            self.lists.append(checksum := zlib.crc32(os.fsencode(repr(images))))
+            if next(saved, checksum) != checksum:
+                self.say(f"{path}: has other images, or another order, than at the last save")
+            found = inspect(images, self.names, size, path)
             self.say("\n".join(found.lines()))
             found.check()
             usable.append(found.usable)
@@ -381,11 +405,12 @@ class Training:
         return iteration
 
     def run(self):
-        """Trains to the end, or until SIGINT or SIGTERM, and returns the run's folder."""
+        """Trains to the end, or until one of STOPS, and returns the run's folder."""
         progress, batches = self.progress, iter(self.loader)
         main = threading.current_thread() is threading.main_thread()  # others take no signals
-        signals = (signal.SIGINT, signal.SIGTERM) if main else ()
-        handlers = {number: signal.signal(number, self._stop) for number in signals}
+        handlers = {number: signal.signal(number, self._stop) for number in STOPS if main}
+        if handlers.get(HANGUP) == signal.SIG_IGN:  # nohup
+            signal.signal(HANGUP, signal.SIG_IGN)
         bar = tqdm(
             total=self.net.max_batches, initial=progress.iteration, dynamic_ncols=True,
             disable=None if self.files else True,
@@ -404,7 +429,7 @@ class Training:
             if not distributed.lost_process(error):
                 raise
             raise ValueError(
-                f"another process died in iteration {progress.iteration} "
+                f"another process died or hangs after iteration {progress.iteration} "
                 f"({str(error).splitlines()[0][:120]}); --resume {self.folder} resumes"
             ) from None
         finally:
@@ -413,6 +438,8 @@ class Training:
                 signal.signal(number, handler)
             # they ignore SIGTERM: Python would wait for them while a traceback holds the iterator
             getattr(batches, "_shutdown_workers", lambda: None)()
+            for worker in getattr(batches, "_workers", ()):  # one that hangs
+                worker.kill()
             if self.files:
                 self.files.close()
             distributed.leave()
@@ -425,10 +452,12 @@ class Training:
     def _loop(self, batches, bar):
         """Update, evaluate, save: until the last iteration, a request, or patience ends it."""
         progress, settings, last = self.progress, self.settings, self.net.max_batches
+        if self.files and progress.row:  # it was not measured, or has no report
+            self._finish()
         while progress.iteration < last:
             progress.iteration += 1
             start, self.waited = time.perf_counter(), 0.0
-            update = self.updater.update(progress.iteration, self._mini_batches(batches))
+            update = self._update(batches)
             if self.net != self.updater.net:
                 self.net = self.updater.net
                 self.say(
@@ -438,18 +467,15 @@ class Training:
                 )
                 if self.files:
                     self.files.write_cfg(self.model.network)
-            if self.files:  # the first process; the others wait for it in `in_any`
+            if update and self.files:  # the first process; the others wait for it in `in_any`
                 seconds = time.perf_counter() - start
-                mean_ap = self._evaluate()
-                bar.set_description_str(self._log(update, seconds, mean_ap), refresh=False)
+                bar.set_description_str(self._log(update, seconds), refresh=False)
+                self._finish()
                 bar.set_postfix_str(f"{self.net.batch / seconds:.1f} img/s", refresh=False)
                 bar.update()
-                due = mean_ap is not None or progress.iteration % settings.save_every == 0
-                if due or progress.iteration == last:
-                    self._save()
             if 0 < settings.patience <= progress.waited:
                 self.stopped = f"after {progress.waited} evaluations without a better mAP"
-            if distributed.in_any(bool(self.stopped), self.updater.device):
+            if not update or distributed.in_any(bool(self.stopped), self.updater.device):
                 if self.files:
                     self._save()
                 self.say(
@@ -459,16 +485,37 @@ class Training:
                 )
                 break
 
-    def _stop(self, *_):
+    def _update(self, batches):
+        """One update; None where a stop was asked for while it waited for data.  Then, and where no
+        data comes, the model is as if the iteration had not begun, and saved."""
+        try:
+            return self.updater.update(self.progress.iteration, self._mini_batches(batches))
+        except (RuntimeError, ValueError, KeyboardInterrupt):
+            if not self.waiting:
+                raise
+            self.updater.undo()
+            self.progress.iteration -= 1
+            if self.stopped:
+                return None
+            if self.files:
+                self._save()
+            raise
+
+    def _stop(self, number, _):
+        if number == HANGUP:  # nothing can be printed any more
+            self.say = lambda _: None
         if self.stopped:
             raise KeyboardInterrupt
         self.stopped = "as asked"
         self.say("stopping after this iteration; once more stops at once")
+        if self.waiting:
+            raise KeyboardInterrupt
 
     def _mini_batches(self, batches):
         """This iteration's mini-batches; counts the seconds that they are waited for."""
         for number in count():
             start = time.perf_counter()
+            self.waiting = True
             images, targets, files, faults = next(batches)
             self.waited += time.perf_counter() - start
             for path, reason in faults:
@@ -478,22 +525,23 @@ class Training:
             if len(self.unreadable) > UNREADABLE * len(self.paths):
                 found = f"{len(self.unreadable)} of {len(self.paths)} images"
                 raise ValueError(f"{found} cannot be read any more, the last: {reason}")
+            self.waiting = False
             if self.files and number == 0:
                 self.files.save_picture(self.progress.iteration, images, targets)
             yield images, targets, files
 
-    def _log(self, update, seconds, mean_ap):
-        """A row of results.csv, at first and last Darknet's lines; returns the progress line."""
+    def _log(self, update, seconds):
+        """A row for results.csv, at first and last Darknet's lines; returns the progress line."""
         progress, average, loss = self.progress, self.progress.average_loss, update.loss
         progress.average_loss = loss if average < 0 else 0.9 * average + 0.1 * loss
         speed, data_share = self.net.batch / seconds, self.waited / seconds
         row = {
             "iteration": progress.iteration, "loss": loss, "rate": update.rate,
-            "images_per_second": speed, "data_share": data_share, "map": mean_ap,
+            "images_per_second": speed, "data_share": data_share, "map": None,
         }  # fmt: skip
         for layer, terms in update.heads.items():
             row |= {f"{key}_{layer}": getattr(terms, key) for key in SHOWN_TERMS}
-        self.files.log(row)
+        progress.row = row
         if progress.iteration in (1, self.net.max_batches):
             first = f"iteration {progress.iteration}, rate {update.rate:.6g}"
             self.say("\n".join([first, *update.lines()]))
@@ -507,31 +555,61 @@ class Training:
         mean_ap = f"  mAP {progress.last_map:.2%}" if progress.last_map >= 0 else ""
         return f"loss {loss:.2f}{mean_ap}  rate {update.rate:.3g}"
 
-    def _evaluate(self):
-        """mAP on the validation list where due, else None: at the end and every eval_every
-        iterations, by default 4 epochs after burn-in, as in Darknet."""
+    def _finish(self):
+        """Evaluates and saves where it is due, logs the row.  What is evaluated was saved before.
+
+        Evaluated is at the end and every eval_every iterations, by default 4 epochs after burn-in,
+        as in Darknet."""
         progress, settings, net = self.progress, self.settings, self.net
         iteration, every = progress.iteration, settings.eval_every
         if every is None:
             every = iteration >= net.burn_in and max(100, 4 * len(self.paths) // net.batch)
         last = iteration == net.max_batches
-        if not settings.valid or not (last or (every and iteration % every == 0)):
-            return None
+        due = settings.valid and (last or (every and iteration % every == 0))
+        self.files.log(progress.row)
+        if due:
+            self._save()
+            progress.row["map"] = self._evaluate()
+            self.files.log(progress.row)
+        if not last:  # the report is written later
+            progress.row = None
+        if due or last or iteration % settings.save_every == 0:
+            self._save()
+
+    def _evaluate(self):
+        """mAP on the validation list, None if that fails; what cannot be read is left out."""
+        progress, settings, net = self.progress, self.settings, self.net
+        iteration, left_out = progress.iteration, []
         model = self.updater.averaged or self.model
-        evaluator = collect(model, settings.valid, difficult=settings.difficult, progress=True)
-        result = evaluator.result()
+        given = {"difficult": settings.difficult, "on_error": left_out.append, "progress": True}
+        try:
+            evaluator = collect(model, settings.valid, **given)
+            result = evaluator.result()
+        except Exception as error:  # whatever it is, the training goes on
+            reason = str(error).partition("\n")[0] or type(error).__name__
+            self.say(f"iteration {iteration}: could not be evaluated, so without mAP: {reason}")
+            return None
+        for error in left_out:
+            self.say(f"{error}; left out")
         self.evaluation, progress.last_map = (evaluator.records, result), result.map
         progress.waited, note = progress.waited + 1, ""
         if result.map >= progress.best_map:
             progress.best_map, progress.waited, note = result.map, 0, ", the best so far"
             self.files.save_weights("best", model, iteration * net.batch)
+        if left_out:
+            note += f"; {len(left_out)} images left out"
         self.say(f"iteration {iteration}: mAP@0.50 = {result.map:.2%}{note}")
-        if last:
+        if iteration == net.max_batches:
             self.say(result.table(self.names))
         return result.map
 
     def _save(self):
-        updater = self.updater
-        state = {"seen": self.progress.iteration * self.net.batch, "ema": None}
+        updater, settings = self.updater, asdict(self.settings)
+        state = {"settings": {key: settings[key] for key in settings.keys() - FILES}}
+        state |= {
+            "lists": self.lists,
+            "seen": self.progress.iteration * self.net.batch,
+            "ema": None,
+        }
         state |= {key: part.state_dict() for key, part in updater.parts.items()}
         self.files.save(self.model, state | asdict(self.progress), updater.averaged)

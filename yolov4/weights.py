@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from yolov4.cfg import parse_cfg
-from yolov4.files import own_file, replacing
+from yolov4.files import own_file, regular, replacing
 from yolov4.model import Darknet
 
 VERSION = (0, 2, 5)  # what Darknet writes
@@ -130,7 +130,7 @@ def _tensors(model):
 
 def _read_header(path):
     """version, seen, length of the header in bytes"""
-    with path.open("rb") as file:
+    with regular(path).open("rb") as file:
         start = file.read(20)
     if len(start) < 20:
         raise ValueError(f"{path}: has {len(start)} bytes, expected a header and weights")
@@ -226,7 +226,7 @@ def load_network(weights, cfg=None, ema=True):
 
 def is_checkpoint(weights):
     """Whether a file is a .pt checkpoint (a zip), by its content."""
-    with Path(weights).open("rb") as file:
+    with regular(weights).open("rb") as file:
         return file.read(4) == b"PK\x03\x04"
 
 
@@ -261,8 +261,10 @@ def network_files(weights=None, cfg=None, names=None, root="runs"):
         if cfg is not None:
             raise ValueError(f"{cfg}: a cfg without weights, expected --weights too")
         run = newest_run(root)
-        found = (path for kind in ("best", "last") for path in run.glob(f"*_{kind}.weights"))
-        weights = next(found)
+        # of a folder that was renamed and resumed by older versions, both names
+        kinds = (run.glob(f"*_{kind}.weights") for kind in ("best", "last"))
+        weights = next(filter(None, map(list, kinds)))
+        weights = max(weights, key=os.path.getmtime)
     weights = Path(weights)
     cfg = cfg and own_file(cfg, ".cfg")
     if not holds_cfg(weights):
