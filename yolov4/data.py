@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from yolov4 import augment
 from yolov4.cfg import read_names
-from yolov4.files import locate, read_text, utf8_path
+from yolov4.files import IMAGES, locate, read_text, utf8_path
 
 LARGEST = 1 << 24  # value in a label: what float32 holds exactly
 MAX_PIXELS = 1 << 28  # of an image with the border that is put around it
@@ -34,9 +34,6 @@ NO_IMAGE, NO_LABELS = "images that do not exist", "images without a label file"
 BAD_CLASS = "boxes of an unknown class"
 IN_PIXELS = "every box has values above 2, as if in pixels, expected 0..1 of the image's sides"
 SMALL = 8  # pixels of the network input
-IMAGES = (
-    ".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm",
-)  # fmt: skip
 BOXES = re.compile(r"(\s+-?[\d.]+(,-?[\d.]+){4,})+$")  # x1,y1,x2,y2,class ... behind an image
 
 
@@ -56,7 +53,7 @@ def label_path(image_path):
     for folder in beside.parents:
         if folder.name in ("JPEGImages", "images"):
             apart = folder.with_name("labels") / beside.relative_to(folder)
-            return beside if beside.exists() and not apart.exists() else apart
+            return beside if os.path.exists(beside) and not os.path.exists(apart) else apart
     return beside
 
 
