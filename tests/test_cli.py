@@ -107,7 +107,7 @@ def test_an_unexpected_error_is_one_line(call, monkeypatch, command, error):
     monkeypatch.setattr(darknet, "partial", fails)
     code, out, err = call(command)
     assert (code, out, err.count("\n")) == (1, "", 1)
-    assert re.match(rf"yolov4 {command}: unexpected {type(error).__name__} at yolov4.cli:\d+", err)
+    assert re.match(rf"yolov4 {command}: unexpected {type(error).__name__} at \w+:\d+: ", err)
     with pytest.raises(type(error)):
         call(command, "--traceback")
 
@@ -532,6 +532,63 @@ def test_a_run_on_a_grey_network_of_an_odd_size(call, run_folder, tmp_path):
     assert call("export", last, "t.onnx")[0] == 0
     tables = [call("val", "--data", "x.data", "--weights", each)[1] for each in (last, "t.onnx")]
     assert tables[0].partition("class ")[2] == tables[1].partition("class ")[2] != ""
+
+
+def test_detect_writes_over_nothing_that_is_not_its_own(call, weights, tmp_path):
+    """Pictures, videos, labels, links; what an earlier call wrote is replaced."""
+    source, mine = draw(tmp_path / "d/images/a.png"), draw(tmp_path / "out/a.jpg", grey=7)
+    label, before = tmp_path / "d/labels/a.txt", mine.read_bytes()
+    label.parent.mkdir()
+    label.write_text("0 .1 .1 .1 .1\n")
+    (tmp_path / "out/w.mp4").write_text("mine")
+    for name in "v", "w":
+        write_video(tmp_path / f"{name}.avi", 2)
+        draw(tmp_path / f"{name}_000001.png")
+    files = ("--weights", weights, "--save-txt", "--out")
+    for _ in range(2):
+        sources = source, "v.avi", "v_000001.png", "w_000001.png", "w.avi"
+        assert call("detect", *sources, *files, "out")[0] == 0
+        written = {path.stem for path in (tmp_path / "out/labels").iterdir()}
+        assert written == {
+            "a_2", "v_000001", "v_000002", "v_000001_2", "w_000001", "w_2_000001", "w_2_000002",
+        }  # fmt: skip
+    assert mine.read_bytes() == before and (tmp_path / "out/w.mp4").read_text() == "mine"
+    for flags in (
+        ["d"],
+        ["new", "--json", source],
+        ["new", "--json", label],
+        ["new", "--json", mine],
+    ):
+        code, _, err = call("detect", source, *files, *flags)
+        assert code == 1 and err.count("\n") == 1, flags
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked/labels").symlink_to(label.parent)
+    assert call("detect", source, *files, "linked")[0] == 1
+    assert label.read_text() == "0 .1 .1 .1 .1\n" and mine.read_bytes() == before
+
+
+def test_tools_replace_what_they_wrote_and_nothing_else(call, run_folder, tmp_path):
+    """A second call does as the first; a file of others in its place is kept, unless forced."""
+    (tmp_path / "images/9.txt").write_text("0 .5 .5 .25 .5\n")
+    report = tmp_path / "report"
+    fit = f"anchors valid.txt --cfg {run_folder}/x.cfg --out n.cfg --plot p.jpg"
+    assert call("convert", run_folder / "x_best.weights", "x.pt")[0] == 0
+    for arguments, path in (
+        ("val --report report", report / "f1.png"), ("cfg shapes --out s.cfg", tmp_path / "s.cfg"),
+        ("cfg --all all", tmp_path / "all/yolov4.cfg"), (fit, tmp_path / "n.cfg"),
+        (fit, tmp_path / "p.jpg"), ("convert x.pt y.weights", tmp_path / "y.cfg"),
+        ("convert x.pt y.weights", tmp_path / "y.names"),
+        ("labels images --out set", tmp_path / "set/yolo.names"),
+    ):  # fmt: skip
+        for _ in range(2):
+            code, _, err = call(*arguments.split())
+            assert code == 0, (arguments, err)
+        if path.suffix == ".names":
+            path.with_suffix(".data" if "labels" in arguments else ".cfg").unlink()
+        path.write_bytes(b"mine\n")
+        code, _, err = call(*arguments.split())
+        assert code == 1 and path.name in err and path.read_bytes() == b"mine\n", arguments
+        assert call(*arguments.split(), "--force")[0] == 0 and path.read_bytes() != b"mine\n"
 
 
 def test_upto_is_darknets_partial(call, run_folder, tmp_path):

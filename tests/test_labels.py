@@ -14,6 +14,7 @@ from unittest.mock import Mock
 import cv2
 import numpy as np
 import pytest
+from conftest import draw
 from test_files import server
 
 from yolov4 import data, labels
@@ -550,3 +551,24 @@ def test_voc_is_downloaded_from_the_mirror_and_unpacked(server, tmp_path, monkey
     convert([devkit], tmp_path / "out")
     label = tmp_path / "out/VOC2007/labels/2007-test_0.txt"
     assert label.read_text() == CAT_TEXT
+
+
+def test_labels_follow_no_link_and_pictures_stay(tmp_path):
+    """A label that is a hard link, a folder of labels that leads elsewhere, a folder of images."""
+    source, mine, out = tmp_path / "d/a.png", tmp_path / "mine", tmp_path / "out"
+    draw(source).with_suffix(".txt").write_text("0 .5 .5 .5 .5\n")
+    (out / "d/labels").mkdir(parents=True)
+    draw(out / "d/images/a.png", grey=7)
+    before = (out / "d/images/a.png").read_bytes()
+    mine.mkdir()
+    (mine / "a.txt").write_text("mine")
+    (out / "d/labels/a.txt").hardlink_to(mine / "a.txt")
+    convert([source.parent], out)
+    assert (out / "d/labels/a.txt").read_text() == "0 0.5 0.5 0.5 0.5\n"
+    assert (out / "d/images/a.png").read_bytes() == before
+    shutil.rmtree(out / "d/labels")
+    (out / "d/labels").symlink_to(mine)
+    with pytest.raises(ValueError, match="d/labels: leads to"):
+        convert([source.parent], out)
+    assert [path.name for path in mine.iterdir()] == ["a.txt"]
+    assert (mine / "a.txt").read_text() == "mine"

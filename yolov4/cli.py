@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
-from traceback import walk_tb
+from traceback import extract_tb
 from typing import get_args, get_type_hints
 
 from tqdm import tqdm
@@ -29,7 +29,7 @@ from yolov4.cfg import (
     read_cfg,
     read_names,
 )
-from yolov4.files import PRETRAINED, own_file, pretrained, printable, replacing
+from yolov4.files import FORCE, PRETRAINED, WRITTEN, own_file, pretrained, printable, replacing
 from yolov4.networks import PRESETS, cfg_text, project_files
 from yolov4.recipe import CFG, DATA, WEIGHTS, read_recipe
 
@@ -72,13 +72,9 @@ def one_line_errors():
         complain("interrupted")
         sys.exit(130)
     except Exception as error:
-        *_, where = (
-            f"{frame.f_globals['__name__']}:{line}"
-            for frame, line in walk_tb(error.__traceback__)
-            if frame.f_globals.get("__package__") == "yolov4"
-        )
-        reason = " ".join(str(error).split())[:200]
-        found = f"unexpected {type(error).__name__} at {where}: {reason}"
+        frame = extract_tb(error.__traceback__)[-1]
+        where, reason = f"{Path(frame.filename).stem}:{frame.lineno}", " ".join(str(error).split())
+        found = f"unexpected {type(error).__name__} at {where}: {reason[:200]}"
         complain(f"{found} (--traceback shows it)")
         sys.exit(1)
 
@@ -379,9 +375,9 @@ def detect(words):
         sources = [str(path) for path in paths[:: max(1, len(paths) // SHOWN)][:SHOWN]]
         note = f"; {len(sources)} images of its validation list"
     print(f"{files}{note}", flush=True)
-    detector = make_detector(given, files)
+    detector, inputs = make_detector(given, files), [*files[:3], *given.sources, *sources]
     output = Output(
-        given.out or new_run_folder(given.runs, "detect"), detector.names, sources,
+        given.out or new_run_folder(given.runs, "detect"), detector.names, filter(None, inputs),
         given.save_txt, given.json, given.save_crops,
     )  # fmt: skip
     session = Session(given, detector, output, say, complain)
@@ -439,9 +435,9 @@ def convert(words):
         weights.save_checkpoint(target, state)
         print(f"{target}: the network with cfg and names, {seen:,} images seen")
         return
-    weights.save_weights(model, target, seen, given.upto)
-    write(target.with_suffix(".cfg"), text)
     write(target.with_suffix(".names"), "".join(f"{name}\n" for name in names))
+    write(target.with_suffix(".cfg"), f"{WRITTEN} convert\n{text}")
+    weights.save_weights(model, target, seen, given.upto)
     layers = f"the first {given.upto} of {layers}" if given.upto else layers
     beside = f"{target.stem}.cfg and {target.stem}.names beside it"
     print(f"{target}: {layers} layers, {0 if given.upto else seen:,} images seen; {beside}")
@@ -606,7 +602,8 @@ def anchors(words):
     new, _, lines = fit(given.list, network, given.size, given.num, given.seed)
     print(*lines, sep="\n")
     if given.out:
-        write(given.out, with_anchors(network, Path(given.cfg).read_bytes().decode(), new))
+        text = with_anchors(network, Path(given.cfg).read_bytes().decode("utf-8-sig"), new)
+        write(given.out, f"{WRITTEN} anchors\n{text}")
         print(f"written: {given.out}")
     if given.plot:
         names = names_of_classes(given.names, heads(network)[0].classes)
@@ -706,15 +703,17 @@ def main(name: str | None = None) -> None:
     """`yolov4 COMMAND ...`, or a script's one command."""
     commands = train, val, detect, convert, export, anchors, labels, cfg, detector, partial
     commands = {command.__name__: command for command in commands}
-    program, *words = (word for word in sys.argv if word != "--traceback")
+    program, *words = (word for word in sys.argv if word not in ("--traceback", "--force"))
     if not name:
         parser = argparse.ArgumentParser(
             "yolov4",
-            epilog="yolov4 COMMAND --help lists its options; --traceback shows where an error is.",
+            epilog="yolov4 COMMAND --help lists its options.  With all: --traceback shows where an "
+            "error is, --force replaces pictures, .cfg and .names that others wrote.",
         )
         parser.add_argument("command", choices=commands)
         name, words = parser.parse_args(words[:1]).command, words[1:]
         program = f"yolov4 {name}"
+    FORCE.set("--force" in sys.argv or name == "train")
     for stream in sys.stdout, sys.stderr:
         stream.reconfigure(errors="backslashreplace")
         stream.write = lambda text, write=stream.write: write(printable(text))

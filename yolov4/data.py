@@ -25,7 +25,7 @@ from torch.nn.functional import pad
 from torch.utils.data import DataLoader, Dataset
 
 from yolov4 import augment
-from yolov4.files import locate, read_lines, read_text, utf8_path
+from yolov4.files import IMAGES, locate, read_lines, read_text, utf8_path
 
 LARGEST = 1 << 24  # value in a label: what float32 holds exactly
 MAX_PIXELS = 1 << 28  # of an image with the border that is put around it
@@ -36,9 +36,6 @@ IN_PIXELS = "every box has values above 2, as if in pixels, expected 0..1 of the
 SMALL = 8  # pixels of the network input
 HANGUP = getattr(signal, "SIGHUP", signal.SIGTERM)  # the terminal was closed; not under Windows
 STOPS = {signal.SIGINT, signal.SIGTERM, HANGUP}  # ask a training to stop
-IMAGES = (
-    ".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm",
-)  # fmt: skip
 DATA_LIMIT = 300  # seconds that a mini-batch is waited for
 BOXES = re.compile(r"(\s+-?[\d.]+(,-?[\d.]+){4,})+$")  # x1,y1,x2,y2,class ... behind an image
 
@@ -59,7 +56,7 @@ def label_path(image_path):
     for folder in beside.parents:
         if folder.name in ("JPEGImages", "images"):
             apart = folder.with_name("labels") / beside.relative_to(folder)
-            return beside if beside.exists() and not apart.exists() else apart
+            return beside if os.path.exists(beside) and not os.path.exists(apart) else apart
     return beside
 
 

@@ -3,6 +3,7 @@ Source: curl(1); addresses from Darknet's README, sizes computed from its cfgs."
 
 import codecs
 import contextlib
+import errno
 import hashlib
 import os
 import re
@@ -10,12 +11,21 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from contextvars import ContextVar
 from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 from uuid import uuid4
 
 MAX_TEXT = 1 << 28  # bytes of a cfg, list, label, XML or JSON file
+IMAGES = (
+    ".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm",
+)  # fmt: skip
+VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
+PROTECTED = *IMAGES, *VIDEOS, ".cfg", ".names"
+FORCE = ContextVar("FORCE", default=False)  # whether `foreign` files are replaced too
+WRITTEN = "# Written by: python -m yolov4"  # begins our .cfg and .data
+MARK = b"\0\0\0\x0efreeyolov4"  # ends our pictures and videos; decoders pass over such a box
 # \r moves the progress bar, alone at an end of what is written
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]|(?!\A)\r(?!\Z)")
 HERE = Path(__file__).resolve().parent
@@ -36,7 +46,13 @@ def replacing(path, keep=None):
         path.parent.mkdir(parents=True, exist_ok=True)
         yield beside
         with beside.open("rb+") as file:
+            if path.suffix.lower() in IMAGES:
+                file.seek(0, os.SEEK_END)
+                file.write(MARK)
+                file.flush()
             os.fsync(file.fileno())
+        if foreign(path) and not beside.read_bytes().endswith(path.read_bytes()):
+            raise OSError(errno.EEXIST, "written by others; --force replaces it")
         if keep and path.exists():  # a second link: at no moment is there no `path`
             Path(keep).unlink(missing_ok=True)
             try:
@@ -61,6 +77,34 @@ def regular(path):
     if os.path.exists(path) and not os.path.isfile(path):
         raise ValueError(f"{path}: is no regular file, expected one")
     return Path(path)
+
+
+def foreign(path):
+    """Whether a picture, video, .cfg or .names is there that this package did not write, as a mark
+    tells; that of a .names is in the .cfg or .data beside it.  Never with FORCE."""
+    if FORCE.get() or path.suffix.lower() not in PROTECTED or not path.is_file():
+        return False
+    suffixes = (".cfg", ".data") if path.suffix == ".names" else (path.suffix,)
+    return not any(map(_is_marked, map(path.with_suffix, suffixes)))
+
+
+def _is_marked(path):
+    with contextlib.suppress(OSError), path.open("rb") as file:
+        begin = file.read(len(WRITTEN))
+        file.seek(-len(MARK), os.SEEK_END)
+        return begin == WRITTEN.encode() or file.read() == MARK
+    return False
+
+
+def fresh(path, root):
+    """The path, for a new file below the folder `root`, which is made; what is there goes, a link
+    too.  Raises ValueError for a folder that is a link out of root."""
+    folder = os.path.realpath(path.parent)
+    if not Path(folder).is_relative_to(os.path.realpath(root)):
+        raise ValueError(f"{path.parent}: leads to {folder}, expected a folder in {root}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.unlink(missing_ok=True)
+    return path
 
 
 def read_text(path):

@@ -35,7 +35,18 @@ from yolov4.data import (
     outline_box,
     read_image_list,
 )
-from yolov4.files import CONFIGS, Remote, download, locate, read_lines, read_text, regular
+from yolov4.files import (
+    CONFIGS,
+    WRITTEN,
+    Remote,
+    download,
+    fresh,
+    locate,
+    read_lines,
+    read_text,
+    regular,
+    replacing,
+)
 
 JOINED = {  # of the VOC devkit, as Darknet's script joins them
     "train": ("2007_train", "2007_val", "2012_train", "2012_val"),
@@ -136,8 +147,7 @@ class Conversion(Tree):
             self.problems[what].append(where or error)
 
     def write(self, path, lines):
-        path = self.out / path
-        path.parent.mkdir(parents=True, exist_ok=True)
+        path = fresh(self.out / path, self.out)
         path.write_bytes(os.fsencode("".join(f"{line}\n" for line in lines)))
         return path
 
@@ -175,6 +185,9 @@ class Conversion(Tree):
             images[:] = [image for image in images if image in self.objects]
         found = Counter(name for objects in self.objects.values() for name, *_ in objects)
         self.names = list(names or self.names or sorted(found))
+        names_file = self.out / f"{self.kind}.names"
+        with replacing(names_file) as beside:
+            beside.write_text("".join(f"{name}\n" for name in self.names), "utf-8", newline="\n")
         for name in found.keys() - self.names:
             self.problems["objects of no class"].append(f"{name} ({found[name]})")
         for image, objects in self.objects.items():
@@ -205,10 +218,11 @@ class Conversion(Tree):
                 apart = (self.label(place, "difficult") for place in places)
                 self.write(f"difficult_{name}.txt", apart)
         lines = [
+            f"{WRITTEN} labels",
             f"classes = {len(self.names)}",
             f"train = {self.out / train}.txt",
             f"valid = {self.out / valid}.txt",
-            f"names = {self.write(f'{self.kind}.names', self.names)}",
+            f"names = {names_file}",
             "backup = backup",
         ]
         if self.kind == "voc":
@@ -271,7 +285,12 @@ def link(source, target):
     try:
         target.symlink_to(source, target_is_directory=True)
     except OSError:
-        shutil.copytree(source, target, dirs_exist_ok=True)
+        shutil.copytree(source, target, dirs_exist_ok=True, copy_function=_copy_missing)
+
+
+def _copy_missing(source, target):
+    if not Path(target).exists():
+        shutil.copyfile(source, target)
 
 
 def image_size(image, sides):

@@ -17,6 +17,7 @@ from yolov4.cfg import (
     parse_anchors,
     parse_cfg,
 )
+from yolov4.files import WRITTEN
 from yolov4.graph import find_heads, plan_layers
 
 COCO = parse_anchors("12,16, 19,36, 40,28, 36,75, 76,55, 72,146, 142,110, 192,243, 459,401")
@@ -240,7 +241,7 @@ def build(name: str, **changes) -> Network:
 def cfg_text(name, command, **changes):
     """Text of a .cfg whose first line is the command that writes it; `changes`: see `build`."""
     net, sections, _ = build(name, **changes)
-    return f"# Written by: python -m yolov4 cfg {command}\n{format_cfg(net, sections)}"
+    return f"{WRITTEN} cfg {command}\n{format_cfg(net, sections)}"
 
 
 def project_files():

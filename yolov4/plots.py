@@ -19,7 +19,7 @@ from yolov4 import metrics
 from yolov4.boxes import box_iou, cxcywh_to_xyxy, xyxy_to_cxcywh
 from yolov4.data import load_image
 from yolov4.decoding import fitted_size
-from yolov4.files import printable
+from yolov4.files import MARK, printable
 
 GREY = 114
 POINTS = 10_000  # iterations that a chart shows, apart from those with a mAP
@@ -124,7 +124,7 @@ def write_picture(path, image):
     encoded, content = cv2.imencode(path.suffix, image)
     if not encoded:
         raise ValueError(f"{path}: cannot be written with {image.shape[1]}x{image.shape[0]} pixels")
-    content.tofile(path)
+    path.write_bytes(content.tobytes() + MARK)
 
 
 def contact_sheet(images, side=320):

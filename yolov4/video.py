@@ -25,13 +25,13 @@ import torch
 from tqdm import tqdm
 
 from yolov4.boxes import relative_boxes
-from yolov4.data import IMAGES, read_image_list
+from yolov4.data import label_path, read_image_list
 from yolov4.detector import WORKERS, about
-from yolov4.files import utf8_path
+from yolov4.files import IMAGES, MARK, VIDEOS, foreign, fresh, utf8_path
 from yolov4.plots import draw_detections, write_picture
 
-VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 CODECS = "avc1", "vp09", "mp4v"  # H.264 and VP9 play in browsers
+FRAME = re.compile(r"_\d{6,}$")  # ends the names of what belongs to one
 DISPLAYS = {"DISPLAY", "WAYLAND_DISPLAY"}
 PAUSE = 1.0  # seconds before a stream that broke off is opened again
 
@@ -153,17 +153,25 @@ class Output:
     """Files of one call of detect.  Sources of one name get NAME, NAME_2; none is written over.
 
     folder: of the images and videos, with labels/ for save_txt, crops/ for save_crops; names: of
-    the classes.
+    the classes; inputs: files that are read, of which and of whose labels none is written over.
+    Raises ValueError where a .json or labels of a data set would be.
     """
 
-    def __init__(self, folder, names, sources, save_txt, json_path, save_crops=False):
+    def __init__(self, folder, names, inputs, save_txt, json_path, save_crops=False):
         self.folder, self.names, self.stems = Path(folder), names, set()
         self.crops = save_crops
         self.labels = self.folder / "labels" if save_txt else None
-        self.taken = set(map(os.path.realpath, sources))
+        read = [path for path in map(Path, inputs) if path.name]
+        self.taken = set(map(os.path.realpath, [*read, *map(label_path, read)]))
+        if save_txt and any((self.folder / name).exists() for name in ("images", "JPEGImages")):
+            raise ValueError(
+                f"{folder}: is a data set, whose labels are there: expected another --out"
+            )
         (self.labels or self.folder).mkdir(parents=True, exist_ok=True)
-        text = {"encoding": "utf-8", "errors": "backslashreplace"}  # as JSON writes such characters
-        self.json = json_path and Path(json_path).open("w", **text)  # noqa: SIM115
+        if json_path and (os.path.realpath(json_path) in self.taken or foreign(Path(json_path))):
+            raise ValueError(f"{json_path}: is an input or by others, expected another --json")
+        options = "w", -1, "utf-8", "backslashreplace"  # as JSON writes such characters
+        self.json = json_path and Path(json_path).open(*options)  # noqa: SIM115
         self.before = "[\n"  # what comes before the next record
 
     def place(self, source, suffix):
@@ -172,13 +180,14 @@ class Output:
         if "://" in source:  # the name shows no user, password or key
             address = urlsplit(source)
             name = Path(address.path).stem or address.hostname
-        path, number = self.folder / f"{name}{suffix}", 1
-        # some file systems ignore case
-        while path.stem.lower() in self.stems or os.path.realpath(path) in self.taken:
-            number += 1
-            path = self.folder / f"{name}_{number}{suffix}"
-        self.stems.add(path.stem.lower())
-        return path
+        for number in count(1):
+            path = self.folder / f"{name}{f'_{number}' if number > 1 else ''}{suffix}"
+            stem, video = path.stem.lower(), suffix == ".mp4"  # some file systems ignore case
+            base = stem if video else FRAME.sub("", stem)
+            taken = stem in self.stems or (base, not video) in self.stems
+            if not (taken or os.path.realpath(path) in self.taken or foreign(path)):
+                self.stems |= {stem, (base, video)}
+                return fresh(path, self.folder)
 
     def add(self, source, stem, image, detections, frame):
         """Writes one image, or the frame of that number: its record in the .json, which has
@@ -201,14 +210,16 @@ class Output:
             self.before = ",\n"
         if self.labels:
             text = label_text(detections, image_size)
-            (self.labels / f"{stem}.txt").write_text(text, encoding="utf-8")
+            path = self.labels / f"{stem}.txt"
+            if os.path.realpath(path) in self.taken:
+                raise ValueError(f"{path}: is read too, expected another --out")
+            fresh(path, self.folder).write_text(text)
         for number, (name, _, box) in enumerate(detections if self.crops else (), 1):
             left, top, right, bottom = (max(0, round(edge)) for edge in box)
             crop = image[top:bottom, left:right]
             if crop.size:
-                folder = self.folder / "crops" / re.sub(r"[^\w .-]", "_", name)
-                folder.mkdir(parents=True, exist_ok=True)
-                write_picture(folder / f"{stem}_{number}.jpg", crop)
+                place = "crops", re.sub(r"[^\w .-]", "_", name), f"{stem}_{number}.jpg"
+                write_picture(fresh(self.folder.joinpath(*place), self.folder), crop)
 
     def close(self):
         if self.json:
@@ -258,6 +269,8 @@ class VideoFile:
 
     def close(self):
         self.writer.release()
+        with self.path.open("ab") as file:
+            file.write(MARK)
         # OpenCV's writer does not tell of a full disk
         with utf8_path(self.path) as name:
             found = int(cv2.VideoCapture(name).get(cv2.CAP_PROP_FRAME_COUNT))
