@@ -161,6 +161,7 @@ def make_xml(rng: random.Random) -> bytes:
         *[""] * 10, *(f'<?xml version="1.0" encoding="{e}"?>' for e in ("klingon", "utf-7")),
         f'<!DOCTYPE a [<!ENTITY e0 "ha">{entities}]>',
         '<!DOCTYPE a [<!ENTITY e11 SYSTEM "file:///etc/passwd">]>',
+        '<!DOCTYPE a [<!ENTITY e11 "grown">]>',
         '<!DOCTYPE a SYSTEM "http://localhost:9/x.dtd">',
     ])  # fmt: skip
     if head.startswith("<!DOCTYPE a ["):
@@ -171,6 +172,7 @@ def make_xml(rng: random.Random) -> bytes:
 def read_xml(path: Path, rng: random.Random) -> None:
     _, objects = read_annotation(path)
     assert np.isfinite([box for _, _, box in objects]).all()
+    assert all(name != "grown" for name, _, _ in objects), "an entity was expanded"
 
 
 def make_coco(rng: random.Random) -> bytes:

@@ -42,6 +42,8 @@ ERRORS = {  # what is written instead, and where the error is said to be
     "reference ahead": ("layers=-1,0", "layers=2", "11: [route] reads layer 2"),
     "reference behind": ("layers=-1,0", "layers=-2", "11: [route] reads layer -1"),
     "two sizes": ("[yolo]", "[avgpool]\n[route]\nlayers=-1,0\n[yolo]", "17: [route] joins"),
+    "counters": ("num=4", "num=4\ncounters_per_class=1", "21: [yolo] counters_per_class has 1"),
+    "negative threshold": ("num=4", "num=4\ntruth_thresh=-1", "21: [yolo] truth_thresh=-1"),
     "new_coords": ("num=4", "num=4\nnew_coords=1", "15: [convolutional]"),
 }
 

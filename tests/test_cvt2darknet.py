@@ -55,6 +55,33 @@ def test_there_and_back_keeps_every_value_the_names_and_what_was_seen(cvt, run, 
     assert (tmp_path / "again.weights").read_bytes() == out.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"names": [1, 2, 3]}, "names"),
+        ({"version": 5}, "version 5"),
+        ({"version": (0, "2", 5)}, "version"),
+        ({"seen": 1 << 80}, "seen"),
+        ({"iteration": -1}, "iteration"),
+        ({"cfg": "[net]\nwidth=8\nheight=8\n[maxpool]\nsize=1", "model": {}, "ema": None}, "yolo"),
+    ],
+)
+def test_a_checkpoint_of_other_values_is_one_sentence(cvt, run, changes, found):
+    path = run / "last.pt"
+    save_checkpoint(path, load_checkpoint(path) | changes)
+    printed = cvt(path, run / "x.weights", code=1)
+    assert re.search(rf"last\.pt.*{found}", printed) and printed.count("\n") == 1
+
+
+@pytest.mark.parametrize("part", ["model", "ema"])
+def test_a_checkpoint_with_non_finite_values_is_refused_with_the_layer(run, part):
+    state = load_checkpoint(run / "last.pt")
+    state[part]["layers.0.1.running_var"][0] = torch.nan
+    save_checkpoint(run / "last.pt", state)
+    with pytest.raises(ValueError, match=r"last\.pt: .*layer 0\.1\.running_var has non-finite"):
+        load_checkpoint(run / "last.pt")
+
+
 def test_without_arguments_the_newest_run_is_converted(cvt, run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert "taking the newest run" in cvt()

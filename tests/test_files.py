@@ -124,6 +124,17 @@ def test_another_file_in_the_place_is_not_overwritten(server, tmp_path):
     assert (tmp_path / "x").read_bytes() == b"mine" and not server.asked
 
 
+def test_only_http_is_followed_and_nothing_is_written_through_a_link(server, tmp_path):
+    (tmp_path / "local").write_bytes(CONTENT)
+    with pytest.raises(ValueError, match="curl exit code 1,"):
+        download(Remote(((tmp_path / "local").as_uri(),), len(CONTENT)), tmp_path / "x")
+    (tmp_path / "mine").write_bytes(b"mine")
+    (tmp_path / "x.part").symlink_to(tmp_path / "mine")
+    download(server.remote(), tmp_path / "x")
+    assert (tmp_path / "mine").read_bytes() == b"mine"
+    assert (tmp_path / "x").read_bytes() == CONTENT and not (tmp_path / "x").is_symlink()
+
+
 def test_known_sizes_are_those_of_the_layers():
     for name, remote in PRETRAINED.items():
         cfg, _, count = name.partition(".conv.")

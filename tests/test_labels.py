@@ -129,10 +129,19 @@ def test_what_is_wrong_is_named_and_left_out(tmp_path):
     assert "evil" in report and "unicorn (1)" in report
 
 
-def test_xml_with_entities_is_refused(tmp_path):
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_xml_with_entities_is_refused(tmp_path, encoding):
     text = "<annotation><size><width>9</width><height>9</height></size></annotation>"
-    (tmp_path / "a.xml").write_text(f'<!DOCTYPE a [<!ENTITY e "h">]>{text}')
+    text = f'<!DOCTYPE a [<!ENTITY e "h">]>{text}'
+    (tmp_path / "a.xml").write_text(text, encoding=encoding)
     with pytest.raises(ValueError, match=r"a\.xml: "):
+        labels.read_annotation(tmp_path / "a.xml")
+
+
+def test_xml_beyond_its_limit_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(labels, "MAX_XML", 99)
+    (tmp_path / "a.xml").write_text(f"<annotation>{' ' * 99}</annotation>")
+    with pytest.raises(ValueError, match=r"a\.xml: has more than 99 bytes"):
         labels.read_annotation(tmp_path / "a.xml")
 
 

@@ -34,3 +34,8 @@ def test_momentum_and_the_rate_of_biases_start_apart_in_burn_in():
 
 def test_ema_decay_rises():
     assert ema_decay(0, 0.9) == 0 and ema_decay(2000, 0.9) == pytest.approx(0.9 * (1 - 0.36788))
+
+
+def test_sigmoid_ends_at_zero_however_long_the_training_is():
+    net = Net(policy="sigmoid", gamma=0.01, step=1000)
+    assert learning_rate(1000, net) == 0.0005 and learning_rate(500_000, net) < 1e-30

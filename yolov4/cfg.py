@@ -276,11 +276,13 @@ RANGES = {
         "momentum burn_in_momentum decay hue ema_alpha probability": (0, 1),
         "mixup_share final_fraction": (0, 1),
         "saturation exposure jitter random blur gaussian_noise": (0, 100),
+        "ignore_thresh truth_thresh": (0, 100),
         "resize scale_x_y": (0.01, 100),
         "width height channels size": (0, 32768),
         "dilation sgdr_mult": (1, 256),
         "batch subdivisions stride groups classes num resize_step": (1, 65536),
         "filters step": (1, 1e9),
+        "sgdr_cycle": (0, 1e9),
         "anchors": (1e-3, 1e6),
     }.items()
     for key in keys.split()
@@ -313,7 +315,12 @@ def parse_cfg(text: str, name: str = "cfg") -> Network:
         if kind == "yolo" and len(anchors) != count:  # as in Darknet
             warnings.warn(f"{name}:{line}: [yolo] has {len(anchors)} anchors, but num={count}")
             values["anchors"] = (*anchors, *[(0.5, 0.5)] * count)[:count]
-        sections.append(KINDS[kind](**values, lines=lines))
+        sections.append(section := KINDS[kind](**values, lines=lines))
+        if kind == "yolo" and len(section.counters_per_class) not in (0, section.classes):
+            raise ValueError(
+                f"{name}:{lines['counters_per_class']}: [yolo] counters_per_class has "
+                f"{len(section.counters_per_class)} numbers, but classes={section.classes}"
+            )
     if not sections or not isinstance(net := sections.pop(0), Net):
         raise ValueError(f"{name}: does not start with [net], expected a Darknet .cfg")
     network = Network(net, tuple(sections), name)

@@ -107,13 +107,19 @@ def fresh(path, root):
     return path
 
 
+def read_bounded(path, most=MAX_TEXT):
+    """Bytes of a regular file.  Raises ValueError for more than `most`."""
+    with regular(path).open("rb") as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise ValueError(f"{path}: has more than {most:,} bytes, expected a text file")
+    return content
+
+
 def read_text(path):
     """Text of a file in UTF-8 or UTF-16 with a byte order mark, UTF-8 or Latin-1 without one.
     Raises ValueError for bytes that are no text and for more than MAX_TEXT."""
-    with regular(path).open("rb") as file:
-        content = file.read(MAX_TEXT + 1)
-    if len(content) > MAX_TEXT:
-        raise ValueError(f"{path}: has more than {MAX_TEXT:,} bytes, expected a text file")
+    content = read_bounded(path)
     wide = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
     try:
         text = content.decode("utf-16" if wide else "utf-8-sig")
@@ -223,7 +229,10 @@ def download(remote: Remote, path: str | Path) -> Path:
         return path
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f"{path.name}.part")
-    command = "curl", "-fL", "--retry", "5", "--speed-time", "30", "--continue-at", "-", "-o", part
+    if part.is_symlink():  # curl would write to where it leads
+        part.unlink()
+    command = "curl", "-fL", "--proto", "=http,https", "--retry", "5", "--speed-time", "30"
+    command += "--continue-at", "-", "-o", part
     for url in remote.urls if shutil.which("curl") else ():
         code, had = 1, -1
         while code and had < _size(part) < remote.size:  # again as long as something comes

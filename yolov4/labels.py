@@ -22,7 +22,6 @@ from collections import Counter, defaultdict
 from contextlib import contextmanager, suppress
 from pathlib import Path, PureWindowsPath
 from urllib.parse import unquote
-from xml.etree import ElementTree
 
 from yolov4.cfg import read_data, read_names
 from yolov4.data import (
@@ -36,17 +35,9 @@ from yolov4.data import (
     read_image_list,
 )
 from yolov4.files import (
-    CONFIGS,
-    WRITTEN,
-    Remote,
-    download,
-    fresh,
-    locate,
-    read_lines,
-    read_text,
-    regular,
-    replacing,
-)
+    CONFIGS, WRITTEN, Remote, download, fresh, locate, read_bounded, read_lines, read_text,
+    regular, replacing,
+)  # fmt: skip
 
 JOINED = {  # of the VOC devkit, as Darknet's script joins them
     "train": ("2007_train", "2007_val", "2012_train", "2012_val"),
@@ -66,6 +57,7 @@ YAML = ".yaml", ".yml"
 NO_SETS = "names", "backup", "classes", "difficult", "results", "eval"  # keys of a .data file
 NAMED = 5  # places of a problem that are named
 LARGEST = 1e9  # pixels
+MAX_XML = 1 << 24  # bytes: some 60,000 objects
 SIDES = "width", "height"
 NO_IMAGE = "images that are not there, or several of that name"
 
@@ -351,8 +343,10 @@ def read_annotation(path, problems=None):
 
     Raises ValueError for a file that is no such XML, and for an object without a name or a box,
     which goes to `problems` if there is such a dict of lists."""
+    from defusedxml import ElementTree  # training alone does without it
+
     try:
-        root = ElementTree.parse(path, ElementTree.XMLParser(target=_NoDoctype())).getroot()
+        root = ElementTree.fromstring(read_bounded(path, MAX_XML), forbid_dtd=True)
     except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:
         raise ValueError(f"{path}: found no usable XML ({error})") from None
     objects = []
@@ -369,11 +363,6 @@ def read_annotation(path, problems=None):
                 raise ValueError(f"{problem}: found no name or box, expected both") from None
             problems["objects without a name or a box"].append(problem)
     return [root.findtext(f"size/{side}") for side in SIDES], objects
-
-
-class _NoDoctype(ElementTree.TreeBuilder):
-    def doctype(self, *_):  # no entity can grow, or name a file
-        raise ValueError("a DOCTYPE")
 
 
 def read_json(path):

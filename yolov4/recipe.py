@@ -9,6 +9,7 @@ from yolov4.cfg import Yolo, raw_sections, read_cfg, section_values, strict
 from yolov4.files import own_file, read_text
 from yolov4.graph import find_heads, plan_layers
 from yolov4.networks import PRESETS, build
+from yolov4.schedule import check_rates
 
 CFG, DATA, WEIGHTS = (
     "cfg/yolov4-voc.cfg",
@@ -82,9 +83,12 @@ def read_recipe(name):
 
 def network_for(cfg, classes, lenient=False):
     """The network of a .cfg file, `strict` unless lenient; by a name of PRESETS, the network for so
-    many classes."""
+    many classes.  Raises ValueError for a network without [yolo]."""
     with strict(lenient):
-        return build(cfg, classes=classes) if cfg in PRESETS else read_cfg(cfg)
+        network = build(cfg, classes=classes) if cfg in PRESETS else read_cfg(cfg)
+    if not any(isinstance(section, Yolo) for section in network.sections):
+        raise ValueError(f"{network.name}: has no [yolo], expected one or more")
+    return network
 
 
 def with_recipe(network, recipe):
@@ -146,4 +150,5 @@ def configured(network, settings, images, say):
         found = f"batch={net.batch} and subdivisions={net.subdivisions}"
         raise ValueError(f"{network.name}: {found}, expected a multiple")
     network = network._replace(net=net)
+    check_rates(network)
     return with_yolov5_heads(network) if settings.loss == "yolov5" else network

@@ -7,10 +7,30 @@ import numpy as np
 
 from yolov4.cfg import Net
 
+FACTORS = {"steps": "scales", "step": "scale", "exp": "gamma", "poly": "power"}  # of a policy
+
 
 def learning_rate(iteration: int, net: Net) -> float:
     """Rate of the update that ends `iteration`, counted from 1: burn-in, then the policy."""
     return net.learning_rate * _factor(iteration, net)
+
+
+def check_rates(network):
+    """Raises ValueError with line and key where a learning rate of the training is beyond 1e12.
+    It is highest where burn-in, a step or the training begins or ends."""
+    net = network.net
+    for iteration in (1, net.burn_in, *net.steps, net.max_batches):
+        if iteration in range(1, net.max_batches + 1):
+            try:
+                rate = learning_rate(iteration, net)
+            except ArithmeticError:
+                rate = math.inf
+            if not abs(rate) <= 1e12:
+                key = "power" if iteration < net.burn_in else FACTORS.get(net.policy, "policy")
+                raise ValueError(
+                    f"{network.where(net, key)} {key}={getattr(net, key)} makes the learning rate "
+                    f"{rate:g} in iteration {iteration}, expected at most 1e12"
+                )
 
 
 def bias_rate(iteration, net):
@@ -48,7 +68,8 @@ def _factor(iteration, net):
         case "poly":
             return max(0.0, 1 - iteration / net.max_batches) ** net.power
         case "sigmoid":
-            return 1 / (1 + math.exp(net.gamma * (iteration - net.step)))
+            # where exp would overflow, the rate is 0
+            return 1 / (1 + math.exp(min(net.gamma * (iteration - net.step), 700)))
         case "sgdr":
             done, length = iteration, net.sgdr_cycle or net.max_batches
             while done > length:  # each cycle is sgdr_mult times as long as the last

@@ -110,7 +110,7 @@ def save_weights(
     if upto:
         version, seen = VERSION, 0
     with replacing(path) as beside, beside.open("wb") as file:
-        file.write(struct.pack("<3i" + _seen_format(version), *version, seen))
+        file.write(_header(version, seen))
         for layer, _, tensor in _tensors(model):
             if upto is None or layer < upto:
                 if not tensor.isfinite().all():
@@ -141,6 +141,13 @@ def _read_header(path):
         raise ValueError(f"{path}: is {kind}, expected a Darknet .weights file")
     seen = _seen_format(version)
     return version, *struct.unpack_from("<" + seen, start, 12), 12 + struct.calcsize("<" + seen)
+
+
+def _header(version, seen):
+    try:
+        return struct.pack("<3i" + _seen_format(version), *version, seen)
+    except (struct.error, TypeError, LookupError):
+        raise ValueError(f"version {version} and seen {seen}, expected as in Darknet") from None
 
 
 def _seen_format(version):
@@ -174,6 +181,14 @@ def load_checkpoint(path):
         state = torch.load(path, map_location="cpu", weights_only=True)
         if wrong := [key for key, kind in KEYS.items() if not isinstance(state.get(key), kind)]:
             raise ValueError(f"no {', '.join(wrong)} of train.py")
+        if not all(isinstance(name, str) for name in state["names"]):
+            raise ValueError(f"names {state['names'][:3]}, expected text")
+        _header(state.setdefault("version", VERSION), state["seen"])
+        if min(state["seen"], state["iteration"]) < 0:
+            raise ValueError("seen or iteration below 0")
+        for key, tensor in (*state["model"].items(), *(state["ema"] or {}).items()):
+            if not tensor.isfinite().all():
+                raise ValueError(f"{key.replace('layers.', 'layer ')} has non-finite values")
     except Exception as error:  # whatever a damaged or hostile zip brings
         reason = str(error).partition("\n")[0][:160] or type(error).__name__
         raise ValueError(f"{path}: cannot be read as a checkpoint: {reason}") from None
@@ -203,24 +218,25 @@ def load_network(weights, cfg=None, ema=True):
     """
     if is_onnx(weights):
         raise ValueError(f"{weights}: runs in detect and val only, expected .weights or .pt")
-    if not is_checkpoint(weights):
-        if cfg is None:
-            raise ValueError(f"{weights}: a .weights file without its cfg, expected both")
-        model = Darknet.from_cfg(cfg)
+    state = load_checkpoint(weights) if is_checkpoint(weights) else None
+    if not (cfg or state):
+        raise ValueError(f"{weights}: a .weights file without its cfg, expected both")
+    model = (
+        Darknet.from_cfg(cfg) if cfg else Darknet(parse_cfg(state["cfg"], f"{weights}, its cfg"))
+    )
+    if not model.heads:
+        raise ValueError(f"{model.network.name}: has no [yolo], expected one or more")
+    if not state:
         loaded = load_weights(model, weights)
         if loaded.layers < loaded.of:
             raise ValueError(f"{weights}: {loaded.layers} of {loaded.of} layers, expected all")
         return model, None
-    state = load_checkpoint(weights)
-    model = (
-        Darknet.from_cfg(cfg) if cfg else Darknet(parse_cfg(state["cfg"], f"{weights}, its cfg"))
-    )
     try:
         model.load_state_dict((ema and state.get("ema")) or state["model"])
     except Exception as error:  # of other shapes, or no tensors
         reason = str(error).splitlines()[-1].strip()[:200]
         raise ValueError(f"{weights}: does not fit {cfg or 'its cfg'}: {reason}") from None
-    model.seen, model.weights_version = state["seen"], tuple(state.get("version", VERSION))
+    model.seen, model.weights_version = state["seen"], tuple(state["version"])
     return model, state["names"]
 
 
