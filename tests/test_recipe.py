@@ -76,22 +76,6 @@ def test_settings_that_cannot_be_trained_with_are_refused():
             applied(f"[net]\n{keys}\n", **given)
 
 
-@pytest.mark.parametrize(
-    ("keys", "place"),
-    [
-        ("policy=exp\ngamma=1e3", r"3: \[net\] gamma=1000"),
-        ("policy=step\nscale=10", r"3: \[net\] scale=10"),
-        ("policy=steps\nscales=1e9,1e9\nsteps=8,9", r"3: \[net\] scales=.* in iteration 9"),
-        ("policy=poly\npower=-1", r"3: \[net\] power=-1"),
-        ("burn_in=90\npower=-1e3", r"3: \[net\] power=-1000.* in iteration 1"),
-        ("policy=sgdr\nlearning_rate=0", r"2: \[net\] policy=sgdr"),
-    ],
-)
-def test_a_learning_rate_that_overflows_is_refused_with_line_and_key(keys, place):
-    with pytest.raises(ValueError, match=f"^cfg:{place}"):
-        applied(f"[net]\n{keys}\nmax_batches=1000")
-
-
 def test_a_network_without_heads_is_not_trained(tmp_path):
     (tmp_path / "x.cfg").write_text("[net]\nwidth=8\nheight=8\n[maxpool]\nsize=2")
     with pytest.raises(ValueError, match=r"x\.cfg: has no \[yolo\]"):

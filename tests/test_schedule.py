@@ -3,7 +3,7 @@
 import pytest
 
 from yolov4.cfg import Net, parse_cfg
-from yolov4.schedule import bias_rate, ema_decay, learning_rate, momentum
+from yolov4.schedule import bias_rate, check_rates, ema_decay, learning_rate, momentum
 
 
 def test_every_policy_of_darknet(golden):
@@ -39,3 +39,19 @@ def test_ema_decay_rises():
 def test_sigmoid_ends_at_zero_however_long_the_training_is():
     net = Net(policy="sigmoid", gamma=0.01, step=1000)
     assert learning_rate(1000, net) == 0.0005 and learning_rate(500_000, net) < 1e-30
+
+
+@pytest.mark.parametrize(
+    ("keys", "place"),
+    [
+        ("policy=exp\ngamma=1e3", r"3: \[net\] gamma=1000"),
+        ("policy=step\nscale=10", r"3: \[net\] scale=10"),
+        ("policy=steps\nscales=1e9,1e9\nsteps=8,9", r"3: \[net\] scales=.* in iteration 9"),
+        ("policy=poly\npower=-1", r"3: \[net\] power=-1"),
+        ("burn_in=90\npower=-1e3", r"3: \[net\] power=-1000.* in iteration 1"),
+        ("policy=sgdr\nlearning_rate=0", r"2: \[net\] policy=sgdr"),
+    ],
+)
+def test_a_learning_rate_that_overflows_is_refused_with_line_and_key(keys, place):
+    with pytest.raises(ValueError, match=f"^cfg:{place}"):
+        check_rates(parse_cfg(f"[net]\n{keys}\nmax_batches=1000\n"))

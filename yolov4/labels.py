@@ -35,8 +35,17 @@ from yolov4.data import (
     read_image_list,
 )
 from yolov4.files import (
-    CONFIGS, WRITTEN, Remote, download, fresh, locate, read_bounded, read_lines, read_text,
-    regular, replacing,
+    CONFIGS,
+    WRITTEN,
+    Remote,
+    download,
+    fresh,
+    locate,
+    read_bounded,
+    read_lines,
+    read_text,
+    regular,
+    replacing,
 )  # fmt: skip
 
 JOINED = {  # of the VOC devkit, as Darknet's script joins them

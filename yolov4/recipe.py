@@ -9,7 +9,6 @@ from yolov4.cfg import Yolo, raw_sections, read_cfg, section_values, strict
 from yolov4.files import own_file, read_text
 from yolov4.graph import find_heads, plan_layers
 from yolov4.networks import PRESETS, build
-from yolov4.schedule import check_rates
 
 CFG, DATA, WEIGHTS = (
     "cfg/yolov4-voc.cfg",
@@ -150,5 +149,4 @@ def configured(network, settings, images, say):
         found = f"batch={net.batch} and subdivisions={net.subdivisions}"
         raise ValueError(f"{network.name}: {found}, expected a multiple")
     network = network._replace(net=net)
-    check_rates(network)
     return with_yolov5_heads(network) if settings.loss == "yolov5" else network

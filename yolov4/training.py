@@ -34,7 +34,7 @@ from yolov4.loss import DarknetLoss, HeadTerms, attack_loss, attack_rate, attack
 from yolov4.model import HALVES, Darknet
 from yolov4.recipe import configured, network_for
 from yolov4.runs import FILES, RunFolder
-from yolov4.schedule import bias_rate, ema_decay, learning_rate, momentum
+from yolov4.schedule import bias_rate, check_rates, ema_decay, learning_rate, momentum
 from yolov4.weights import VERSION, last_checkpoint, load_weights
 from yolov4.yolov5_loss import Yolov5Loss, prior_biases
 
@@ -319,6 +319,7 @@ class Training:
             images = len(read_image_list(settings.train))
             network = network_for(settings.cfg, len(read_names(settings.names)), settings.lenient)
             network = configured(network, settings, images, self.say)
+            check_rates(network)
         self.net = net = network.net
         model = Darknet(network, torch.Generator().manual_seed(settings.seed))
         model.to(device, memory_format=torch.channels_last)
