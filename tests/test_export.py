@@ -178,6 +178,62 @@ def test_what_export_did_not_write_is_one_sentence(tmp_path, content):
     assert "\n" not in str(error.value)
 
 
+def not_a_number(model):
+    weight = next(each for each in model.graph.initializer if "layers.0" in each.name)
+    weight.raw_data = np.full(len(weight.raw_data) // 4, np.nan, np.float32).tobytes()
+
+
+def elsewhere(model):
+    (values,) = [each for each in model.graph.initializer if "layers.0" in each.name]
+    onnx.external_data_helper.set_external_data(values, "secret.bin")
+    values.ClearField("raw_data")
+
+
+def of_other_names(model):
+    next(each for each in model.metadata_props if each.key == "names").value = "5"
+
+
+def without_thresh(model):
+    model.metadata_props.add(key="nms_thresh", value="0.4")
+
+
+def of_other_outputs(model):
+    del model.graph.output[1:]
+    model.graph.output.append(onnx.helper.make_tensor_value_info("boxes", 1, None))
+
+
+HOSTILE = {
+    not_a_number: r"layer 0\.0\.weight",
+    elsewhere: "in another file",
+    of_other_names: "metadata",
+    without_thresh: "metadata.*thresh",
+    of_other_outputs: "do not fit",
+}
+
+
+@pytest.mark.parametrize("change", HOSTILE, ids=lambda change: change.__name__)
+def test_a_hostile_file_is_one_sentence(files, tmp_path, pictures, change):
+    model = onnx.load(files / "plain.onnx")
+    change(model)
+    (tmp_path / "hostile.onnx").write_bytes(model.SerializeToString())
+    with pytest.raises(ValueError, match=rf"hostile\.onnx: .*{HOSTILE[change]}") as error:
+        Detector(weights=tmp_path / "hostile.onnx")(pictures)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("output", ["labels", "image_index"])
+def test_an_output_beyond_the_classes_or_the_batch_is_refused(files, tmp_path, pictures, output):
+    model = onnx.load(files / "suppressed.onnx")
+    node = next(node for node in model.graph.node if node.output[0] == output)
+    node.output[0] = "before"
+    nine = onnx.helper.make_tensor("nine", onnx.TensorProto.INT64, [], [9])
+    model.graph.initializer.append(nine)
+    model.graph.node.append(onnx.helper.make_node("Add", ["before", "nine"], [output]))
+    onnx.save(model, tmp_path / "x.onnx")
+    with pytest.raises(ValueError, match=r"x\.onnx: .*do not fit"):
+        Detector(weights=tmp_path / "x.onnx")(pictures, THRESH, NMS_THRESH)
+
+
 @pytest.mark.parametrize("name", ["yolov3-tiny", "yolov4-tiny-apple"])
 def test_real_pictures_as_without_onnx(shared, tmp_path, name):
     weights = shared / f"models/{name}/{name}.weights"

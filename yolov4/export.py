@@ -150,6 +150,7 @@ class OnnxNetwork(OtherNetwork):
         self.path = path
         content = Path(path).read_bytes()  # the engines have trouble with some paths
         try:
+            _check_tensors(content)
             if find_spec("openvino") if openvino is None else openvino:
                 self.engine, self.run, written = _openvino(content, half)
             else:
@@ -160,13 +161,38 @@ class OnnxNetwork(OtherNetwork):
         if "cfg" not in written:
             raise ValueError(f"{path}: has no cfg in its metadata, expected a file by export.py")
         self.read(written["cfg"], f"{path}, its cfg")
-        self.names = json.loads(written["names"])
-        if "nms_thresh" in written:
-            self.suppression = Suppression(*(float(written[key]) for key in Suppression._fields))
+        try:
+            self.names = json.loads(written["names"])
+            if not (self.heads and all(isinstance(name, str) for name in self.names)):
+                raise ValueError("no [yolo], or names that are no text")
+            if "nms_thresh" in written:
+                fields = Suppression._fields
+                self.suppression = Suppression(*(float(written[key]) for key in fields))
+        except (ValueError, LookupError, TypeError, RecursionError) as error:
+            expected = "expected those of export.py"
+            raise ValueError(f"{path}: wrong metadata ({error!r}), {expected}") from None
 
     def __call__(self, images):
-        """images (B, C, h, w) float, of the cfg's size -> the outputs that `export_onnx` names."""
-        return list(map(torch.from_numpy, self.run(images.contiguous().numpy())))
+        """images (B, C, h, w) float, of the cfg's size -> the outputs that `export_onnx` names.
+        Raises ValueError for others."""
+        batch, classes = len(images), self.heads[-1].classes
+        try:
+            outputs = self.run(images.contiguous().numpy())
+            found = boxes, scores, *rest = list(map(torch.from_numpy, outputs))
+            count, each = (len(scores),), (batch, boxes.numel() // (4 * batch))
+            expected = [(*each, 4), (*each, classes)]
+            if self.suppression:
+                expected = [(*count, 4), count, count, count]
+            inside = all(
+                ((values >= 0) & (values < limit)).all()
+                for values, limit in zip(rest, (classes, batch), strict=False)
+            )
+            if [tuple(values.shape) for values in found] != expected or not inside:
+                raise ValueError(f"outputs that do not fit {classes} classes, {batch} images")
+        except Exception as error:  # those of the engines too
+            reason = str(error).partition("\n")[0][:160]
+            raise ValueError(f"{self.path}: cannot be run: {reason}") from None
+        return found
 
 
 def _onnxruntime(content, half):
@@ -176,7 +202,7 @@ def _onnxruntime(content, half):
     try:
         import onnxruntime
     except ImportError:
-        raise ValueError("needs OpenVINO or ONNX Runtime: pip install openvino") from None
+        raise ValueError("needs OpenVINO or ONNX Runtime: pip install openvino onnx") from None
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
@@ -217,6 +243,18 @@ def _openvino(content, half):
     queue("LATENCY")
     engine = f"OpenVINO {openvino.__version__.partition('-')[0]}{', ' * bool(half)}{half or ''}"
     return engine, run, {key: value.astype(str) for key, value in written.items()}
+
+
+def _check_tensors(content):
+    """Raises ValueError for weights that are no numbers, or not in the file itself."""
+    import onnx
+
+    for tensor in onnx.load_model_from_string(content).graph.initializer:
+        if onnx.external_data_helper.uses_external_data(tensor):
+            raise ValueError(f"{tensor.name} is in another file, expected it in this one")
+        values = onnx.numpy_helper.to_array(tensor)
+        if values.size > 1 and not np.isfinite(values).all():  # a single one pads for the maximum
+            raise ValueError(f"{tensor.name.replace('model.layers.', 'layer ')} is not finite")
 
 
 class Decoding(nn.Module):
@@ -260,8 +298,6 @@ def export_onnx(
     names = names_of_classes(names, model.heads[-1].classes, path)
     metadata = {"cfg": format_cfg(model.net, model.sections)}
     metadata["names"] = json.dumps(names, ensure_ascii=False)
-    if suppression:
-        metadata |= zip(Suppression._fields, map(str, suppression), strict=True)
     decoding, seed = Decoding(model.fuse()).cpu(), torch.Generator().manual_seed(0)
     images = torch.rand(2, *model.plan[0].input_shape, generator=seed)
     expected = decoding(images)
@@ -288,6 +324,8 @@ def export_onnx(
             for number, node in enumerate(nms.node):
                 node.name = f"nms_{number}"  # NNCF looks for nodes by name
             exported.graph.MergeFrom(nms)
+            metadata |= zip(Suppression._fields, map(str, suppression), strict=True)
+            onnx.helper.set_model_props(exported, metadata)
             onnx.save(exported, beside)
             OnnxNetwork(beside, openvino=False)(images)
     return Exported(predictions, boxes, scores)
