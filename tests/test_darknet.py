@@ -99,9 +99,16 @@ def small(tmp_path):
 def test_detector_demo_writes_the_video(small, call):
     source = write_video(small / "v.avi", 5)
     flags = ("-out_filename", "out.mp4", "-dont_show", "-mjpeg_port", "8090", "-ext_output")
-    code, _, err = call("detector", "demo", "x.data", "x.cfg", "x.weights", source, *flags)
+    words, before = (
+        ("detector", "demo", "x.data", "x.cfg", "x.weights", source),
+        source.read_bytes(),
+    )
+    code, _, err = call(*words, *flags)
     assert code == 0 and "-ext_output, -mjpeg_port" in err and err.count("\n") == 1
+    assert call(*words, *flags)[0] == 0  # replaces its own
     assert greys(small / "out.mp4") == pytest.approx([1, 2, 3, 4, 5], abs=1.5)
+    code, _, err = call(*words, "-out_filename", source, "-dont_show")
+    assert code == 1 and "v.avi: " in err and source.read_bytes() == before
 
 
 def test_detector_calc_anchors_and_partial(small, call):

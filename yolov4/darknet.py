@@ -15,6 +15,7 @@ from yolov4 import anchors, runs
 from yolov4.data import label_path
 from yolov4.detector import Detector, about
 from yolov4.evaluation import collect
+from yolov4.files import foreign
 from yolov4.model import Darknet
 from yolov4.plots import draw_detections, write_picture
 from yolov4.training import Training
@@ -152,6 +153,8 @@ def demo(found, data, source, flags):
     """Draws the objects of a video, or of the camera -c, into -out_filename."""
     given = {"thresh": flags.thresh, "nms": 0.45, "batch": None, "every": 1}
     given |= {"reconnect": 60.0, "codec": None, "classes": None, "show": not flags.dont_show}
+    if flags.out_filename and foreign(Path(flags.out_filename)):
+        raise ValueError(f"{flags.out_filename}: written by others; --force replaces it")
     with tempfile.TemporaryDirectory() as folder:
         source = source or flags.c or "0"
         output = Output(folder, found.names, [source], False, None)

@@ -167,9 +167,11 @@ class Output:
             raise ValueError(
                 f"{folder}: is a data set, whose labels are there: expected another --out"
             )
-        (self.labels or self.folder).mkdir(parents=True, exist_ok=True)
         if json_path and (os.path.realpath(json_path) in self.taken or foreign(Path(json_path))):
-            raise ValueError(f"{json_path}: is an input or by others, expected another --json")
+            raise ValueError(
+                f"{json_path}: is read here or written by others, expected another .json"
+            )
+        (self.labels or self.folder).mkdir(parents=True, exist_ok=True)
         options = "w", -1, "utf-8", "backslashreplace"  # as JSON writes such characters
         self.json = json_path and Path(json_path).open(*options)  # noqa: SIM115
         self.before = "[\n"  # what comes before the next record
@@ -210,10 +212,7 @@ class Output:
             self.before = ",\n"
         if self.labels:
             text = label_text(detections, image_size)
-            path = self.labels / f"{stem}.txt"
-            if os.path.realpath(path) in self.taken:
-                raise ValueError(f"{path}: is read too, expected another --out")
-            fresh(path, self.folder).write_text(text)
+            fresh(self.labels / f"{stem}.txt", self.folder).write_text(text)
         for number, (name, _, box) in enumerate(detections if self.crops else (), 1):
             left, top, right, bottom = (max(0, round(edge)) for edge in box)
             crop = image[top:bottom, left:right]
