@@ -4,6 +4,7 @@ Source: curl(1); addresses from Darknet's README, sizes computed from its cfgs."
 import codecs
 import contextlib
 import hashlib
+import math
 import os
 import shlex
 import shutil
@@ -70,6 +71,15 @@ def read_text(path):
     if "\0" in text:
         raise ValueError(f"{path}: is not text: a zero byte at {content.index(0)}")
     return text
+
+
+def finite(value):
+    """Plain values with None for NaN and infinities, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def locate(path, source):

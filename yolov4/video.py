@@ -27,6 +27,7 @@ from tqdm import tqdm
 from yolov4.boxes import relative_boxes
 from yolov4.data import IMAGES, read_image_list
 from yolov4.detector import WORKERS
+from yolov4.files import finite
 from yolov4.plots import draw_detections
 
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
@@ -194,7 +195,7 @@ class Output:
                 for label, box, score in found
             ]
             record = {"frame_id": frame, "filename": source, "objects": objects}
-            self.json.write(self.before + json.dumps(record, ensure_ascii=False))
+            self.json.write(self.before + json.dumps(finite(record), ensure_ascii=False))
             self.before = ",\n"
         if self.labels:
             text = label_text(detections, image_size)
