@@ -5,6 +5,7 @@ import ast
 import copy
 import json
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
@@ -267,6 +268,19 @@ def test_logits_in_half_precision_and_compiled(half, tolerance, monkeypatch):
     (found,) = for_inference(model, CPU, not half, dtype)(images.to(dtype))
     assert found.dtype == dtype
     assert (found - wanted).square().mean().sqrt() < tolerance * wanted.std()
+
+
+def test_where_float16_overflows_it_goes_on_in_float32():
+    (image,), model = pictures(1), small_model()
+    model.layers[0][0].weight.data *= 1e6
+    (wanted,) = Detector.from_model(model)([image], thresh=0.01)
+    detector = Detector.from_model(model, half="fp16")
+    with pytest.warns(UserWarning, match="fp16"):
+        (found,) = detector([image], thresh=0.01)
+    assert len(wanted) and torch.equal(found.boxes, wanted.boxes)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # said once
+        assert torch.equal(detector([image], thresh=0.01)[0].scores, wanted.scores)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ Source of the keys of the .json: Darknet's src/network.c, detection_to_json."""
 
 import http.server
 import json
+import math
 import os
 import threading
 from contextlib import closing, contextmanager
@@ -93,6 +94,12 @@ def test_json_and_labels(tmp_path):
     assert first["objects"][2] == {"class_id": 0, "name": "cat", "confidence": 0.75,
                                    "relative_coordinates": pytest.approx(place)}  # fmt: skip
     assert second == {"frame_id": 4, "filename": "ü.png", "objects": []}
+    with closing(Output(tmp_path, ["cat"], [], False, tmp_path / "o.json")) as output:
+        boxes, image = torch.tensor([[-math.inf, 0, math.inf, 9]]), np.zeros((9, 9, 3), np.uint8)
+        output.add("a", "a", image, Detections(boxes, torch.ones(1), torch.zeros(1).long()), 1)
+    text = (tmp_path / "o.json").read_text()
+    (record,) = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert record["objects"][0]["relative_coordinates"]["width"] is None
     Output(tmp_path, [], [], False, tmp_path / "o.json").close()
     assert json.loads((tmp_path / "o.json").read_text()) == []
 

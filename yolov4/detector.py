@@ -3,6 +3,7 @@ Source: Darknet's src/image.c (resize_image, letterbox_image) and src/detector.c
 
 import copy
 import os
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -213,11 +214,13 @@ class Detector:
         self.net, self.heads, self.device = model.net, model.heads, choose_device(device)
         self.letter_box = self.net.letter_box if letter_box is None else letter_box
         self.names = names_of_classes(names, self.heads[-1].classes)
-        self.network, self.tiles = model, tiles
-        self.dtype = torch.float32
+        self.network, self.tiles, self.spare = model, tiles, None
         if isinstance(model, Darknet):
-            self.dtype = HALVES.get(half, torch.float32)
-            self.network = for_inference(model, self.device, compiled, self.dtype)
+            dtype = HALVES.get(half, torch.float32)
+            if half == "fp16":
+                self.spare = for_inference(copy.deepcopy(model), self.device)
+            network = for_inference(model, self.device, compiled, dtype)
+            self.network = lambda images: network(images.to(dtype))
 
     @classmethod
     def from_model(cls, model: Darknet, names=None, **options) -> "Detector":
@@ -309,19 +312,26 @@ class Detector:
     def _predict(self, group, *thresholds):
         sources, images, corners, pixels = zip(*group, strict=True)
         start = perf_counter()
-        pixels = torch.cat(pixels).to(self.device)  # (tiles, 3, h, w)
-        pixels = pixels.to(self.dtype, memory_format=torch.channels_last)
+        pixels = torch.cat(pixels).to(self.device, memory_format=torch.channels_last)
         sizes, found = ((x2 - x1, y2 - y1) for x1, y1, x2, y2 in chain(*corners)), []
         for part in pixels.split(TILES if self.tiles else len(pixels)):
             options = list(islice(sizes, len(part))), *thresholds, self.letter_box
             if isinstance(self.network, OtherNetwork):
                 found += self.network.detections(part, *options)
             else:
-                found += detections_from_logits(self.network(part), self.heads, *options)
+                found += detections_from_logits(self._logits(part), self.heads, *options)
         found = map(Detections.cpu, found)  # waits for the GPU
         found = [self._joined(own, found, thresholds[1]) for own in corners]
         milliseconds = (perf_counter() - start) * 1000 / len(group)
         return map(Prediction, sources, images, found, repeat(milliseconds))
+
+    def _logits(self, images):
+        """Of images (k, 3, h, w); in float32 from the first that overflow float16."""
+        spare, logits = self.spare, self.network(images)
+        if spare and not all(each.isfinite().all() for each in logits):
+            warnings.warn("half fp16: values beyond its range, going on in float32")
+            self.network, self.spare, logits = spare, None, spare(images)
+        return logits
 
     def _joined(self, corners, found, nms_thresh):
         """The detections of an image from those of its tiles, the next in the iterator `found`."""

@@ -5,6 +5,7 @@ import codecs
 import contextlib
 import errno
 import hashlib
+import math
 import os
 import re
 import shlex
@@ -133,6 +134,15 @@ def read_text(path):
 def read_lines(path):
     """The lines of a text file that are not blank, without spaces around."""
     return [line.strip() for line in read_text(path).splitlines() if line.strip()]
+
+
+def finite(value):
+    """Plain values with None for NaN and infinities, which JSON does not have."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def locate(path, source):

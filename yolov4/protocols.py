@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from yolov4.boxes import cxcywh_to_xyxy, xyxy_to_cxcywh, xyxy_to_xywh
-from yolov4.files import read_text, regular, replacing
+from yolov4.files import finite, read_text, regular, replacing
 from yolov4.labels import read_annotation
 from yolov4.metrics import average_precisions, best_overlaps, by_class
 
@@ -45,17 +45,13 @@ class Figures:
     def to_json(self, names):
         """Everything as plain values, ready for json.dump; None for NaN."""
         rows = zip(names, *(each.tolist() for each in self.classes.values()), strict=True)
-        classes = [_plain(zip(("name", *self.classes), row, strict=True)) for row in rows]
+        classes = [dict(zip(("name", *self.classes), row, strict=True)) for row in rows]
         own = {"images": self.images, "protocol": self.protocol, "classes": classes}
-        return _plain(self.figures.items()) | own
+        return finite(self.figures | own)
 
 
 def _shown(value):
     return f"{value:.2%}".replace("nan%", "-") if isinstance(value, float) else value
-
-
-def _plain(pairs):
-    return {key: None if value != value else value for key, value in pairs}  # NaN is not itself
 
 
 def evaluate_voc(records, names, settings):
@@ -287,5 +283,5 @@ def measure(
 
 def to_json(results, names):
     """Plain values, ready for json.dump: Darknet's at the top, the others below their names."""
-    plain = {name: result.to_json(names) for name, result in results.items()}
+    plain = {name: finite(result.to_json(names)) for name, result in results.items()}
     return {**plain.pop("darknet", {}), **plain}

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from yolov4.boxes import relative_boxes
 from yolov4.data import label_path, read_image_list
 from yolov4.detector import WORKERS, about
-from yolov4.files import IMAGES, MARK, VIDEOS, foreign, fresh, utf8_path
+from yolov4.files import IMAGES, MARK, VIDEOS, finite, foreign, fresh, utf8_path
 from yolov4.plots import draw_detections, write_picture
 
 CODECS = "avc1", "vp09", "mp4v"  # H.264 and VP9 play in browsers
@@ -208,7 +208,7 @@ class Output:
                 for label, box, score in found
             ]
             record = {"frame_id": frame, "filename": source, "objects": objects}
-            self.json.write(self.before + json.dumps(record, ensure_ascii=False))
+            self.json.write(self.before + json.dumps(finite(record), ensure_ascii=False))
             self.before = ",\n"
         if self.labels:
             text = label_text(detections, image_size)
