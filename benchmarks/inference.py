@@ -45,7 +45,7 @@ def plain_engine(cfg: Path, weights: Path, images: torch.Tensor) -> Callable:
 def torch_engine(cfg: Path, weights: Path, images: torch.Tensor, **options) -> tuple:
     """Network, its input and heads, as a Detector with these options has them."""
     detector = yolov4.Detector(cfg, weights, **options)
-    x = images.to(detector.device, detector.dtype, memory_format=torch.channels_last)
+    x = images.to(detector.device, memory_format=torch.channels_last)
     return detector.network, x, detector.heads
 
 

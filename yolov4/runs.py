@@ -14,7 +14,7 @@ import cv2
 
 from yolov4 import plots
 from yolov4.cfg import check_size, format_cfg, read_data
-from yolov4.files import CONFIGS, locate, own_file, pretrained, read_text, replacing
+from yolov4.files import CONFIGS, WRITTEN, locate, own_file, pretrained, read_text, replacing
 from yolov4.labels import convert
 from yolov4.recipe import CFG, DATA, WEIGHTS, Settings
 from yolov4.weights import PREVIOUS, load_checkpoint, save_checkpoint, save_weights
@@ -195,7 +195,7 @@ class RunFolder:
     def write_cfg(self, network):
         """Writes NAME.cfg, which the next last.pt holds too."""
         self.cfg = format_cfg(network.net, network.sections)
-        self._write(f"{self.name}.cfg", self.cfg)
+        self._write(f"{self.name}.cfg", f"{WRITTEN} train\n{self.cfg}")
 
     def _write(self, name, text):
         with replacing(self.path / name) as beside:
