@@ -190,7 +190,7 @@ class RunFolder:
         self.columns = rows.partition("\n")[0].strip()
         self._write("results.csv", rows)
         self.results = (path / "results.csv").open("r+", newline="", encoding="utf-8")
-        self.start, self.iteration = self.results.seek(0, os.SEEK_END), iteration
+        self.results.seek(0, os.SEEK_END)
 
     def write_cfg(self, network):
         """Writes NAME.cfg, which the next last.pt holds too."""
@@ -216,9 +216,9 @@ class RunFolder:
             set_aside(path, self.found, self.say)
             return ""
 
-    def log(self, row):
-        """Adds a row to results.csv: iteration, loss, ... by column; None where not measured.  The
-        same iteration again, then with its mAP, takes the place of the row."""
+    def log(self, row, again=False):
+        """Adds a row to results.csv: iteration, loss, ... by column; None where not measured.
+        again: in place of the row before, with its mAP."""
         known = {column: value for column, value in row.items() if value is not None}
         writer, columns = csv.DictWriter(self.results, row), ",".join(row)
         if columns != self.columns:
@@ -227,8 +227,8 @@ class RunFolder:
                 self.results.truncate(self.results.seek(0))
             writer.writeheader()
             self.columns = columns
-        if self.iteration != row["iteration"]:
-            self.start, self.iteration = self.results.tell(), row["iteration"]
+        if not again:
+            self.start = self.results.tell()
         self.results.seek(self.start)
         writer.writerow({name: format(known[name], FORMATS.get(name, ".6g")) for name in known})
         for column, value in known.items() if self.board else ():

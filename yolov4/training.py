@@ -571,7 +571,7 @@ class Training:
         if due:
             self._save()
             progress.row["map"] = self._evaluate()
-            self.files.log(progress.row)
+            self.files.log(progress.row, again=True)
         if not last:  # the report is written later
             progress.row = None
         if due or last or iteration % settings.save_every == 0:
