@@ -5,7 +5,7 @@ import codecs
 import contextlib
 import errno
 import hashlib
-import math
+import json
 import os
 import re
 import shlex
@@ -138,11 +138,7 @@ def read_lines(path):
 
 def finite(value):
     """Plain values with None for NaN and infinities, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: finite(each) for key, each in value.items()}
-    if isinstance(value, list):
-        return [finite(each) for each in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    return json.loads(json.dumps(value), parse_constant=lambda _: None)
 
 
 def locate(path, source):
