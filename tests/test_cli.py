@@ -597,3 +597,12 @@ def test_upto_is_darknets_partial(call, run_folder, tmp_path):
     assert call("partial", *files, "b.conv.1", 1)[0] == 0
     content = (tmp_path / "a.conv.1").read_bytes()
     assert content == (tmp_path / "b.conv.1").read_bytes() and content[12:20] == bytes(8)
+
+
+def test_a_program_may_call_commands_thousands_of_times():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    for _ in range(3000):
+        cli.make_printable(stream)
+    stream.write("\x1bx")
+    stream.flush()
+    assert stream.buffer.getvalue() == b"\\x1bx"

@@ -52,6 +52,13 @@ def write(path, text):
         part.write_text(text, "utf-8", "backslashreplace", "\n")
 
 
+def make_printable(stream):
+    """What is written to the stream is `printable`; once, however often this is called."""
+    stream.reconfigure(errors="backslashreplace")
+    write = type(stream).write
+    stream.write = lambda text: write(stream, printable(text))
+
+
 def complain(message, *_):
     """One line on stderr, above the progress bar."""
     if getattr(message, "filename", None):  # of an OSError
@@ -715,8 +722,7 @@ def main(name: str | None = None) -> None:
         program = f"yolov4 {name}"
     FORCE.set("--force" in sys.argv or name == "train")
     for stream in sys.stdout, sys.stderr:
-        stream.reconfigure(errors="backslashreplace")
-        stream.write = lambda text, write=stream.write: write(printable(text))
+        make_printable(stream)
     with nullcontext() if "--traceback" in sys.argv else one_line_errors():
         sys.argv = [program, *words]  # for messages
         commands[name](words)
