@@ -28,12 +28,15 @@ NOT_RUN = {  # how commands begin that do not run here, and why
     "torchrun --nproc-per-node 8": "needs 8 devices",
     "torchrun --nnodes 2": "needs two machines; test_distributed.py runs two processes",
     "python tests/soak.py": "takes an hour",
+    "yolov4 export X.weights X8.onnx": "needs OpenVINO and NNCF",
+    "yolov4 val --weights X8.onnx": "the same",
     "python benchmarks/gpu.py": "test_benchmarks.py runs it at toy size",
     "yolov4 detector train": "test_darknet.py runs it",
     ".ci/versions": "makes two environments of 6 GB",
 }
 SHORT = "--max-batches 2 --batch 4 --subdivisions 1 --workers 0 --ema --learning-rate 1e-5"
 WORDS = {  # what is written otherwise here: a pattern, what takes its place
+    r"(X\.onnx) +\[--half bf16\]": r"\1",  # needs OpenVINO
     r"\[(-[^]]*)\]": r"\1",  # optional flags are given
     r"\bVIDEO 0\b": "VIDEO.avi",  # and no camera
     r" --download": "",

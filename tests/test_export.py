@@ -2,6 +2,7 @@
 Source: yolov4.decode in torch, torchvision.ops.batched_nms, the same weights without ONNX."""
 
 import re
+from importlib.util import find_spec
 
 import cv2
 import numpy as np
@@ -19,7 +20,6 @@ from yolov4.weights import load_network, save_weights
 onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 pytest.importorskip("onnxruntime")
-pytest.importorskip("openvino")
 
 from yolov4 import export
 from yolov4.export import OnnxNetwork
@@ -36,7 +36,8 @@ CFG = """[net] width=64 height=32 letter_box=1
 [yolo] mask=2 anchors=10,14,23,27,30,20 classes=2 num=3 new_coords=1 scale_x_y=2.0
 nms_kind=greedynms
 """.replace(" ", "\n")
-engines = pytest.mark.parametrize("openvino", [False, True])
+WITHOUT = pytest.mark.skipif(not find_spec("openvino"), reason="needs OpenVINO")
+engines = pytest.mark.parametrize("openvino", [False, pytest.param(True, marks=WITHOUT)])
 NAMES = ['Ä, "quoted"', "dog"]
 THRESH, NMS_THRESH = 0.25, 0.4
 
@@ -246,6 +247,7 @@ def test_real_pictures_as_without_onnx(shared, tmp_path, name):
         assert_same(exported(path)[0], original(path)[0], cv2.imread(str(path)), 1e-3)
 
 
+@WITHOUT
 def test_half_precision_is_of_openvino_and_of_bf16_alone(files, monkeypatch):
     image = np.zeros((32, 64, 3), np.uint8)
     (found,) = Detector(weights=files / "plain.onnx", half="bf16")(image, 0.01)
@@ -258,6 +260,7 @@ def test_half_precision_is_of_openvino_and_of_bf16_alone(files, monkeypatch):
         Detector(weights=files / "plain.onnx", half="bf16")
 
 
+@WITHOUT
 @pytest.mark.parametrize("flags", [[], ["--nms"]])
 def test_int8_is_measured_on_the_list_and_runs_in_both_engines(
     call, files, tmp_path, pictures, flags
