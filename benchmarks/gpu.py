@@ -130,7 +130,8 @@ def same_bits(report: Report, work: Path) -> None:
     for process in runs.values():
         process.communicate()
     resume = map(str, [sys.executable, ROOT / "train.py", "--resume", work / "cut/run"])
-    said = subprocess.run([*resume], cwd=work, stdout=subprocess.PIPE, text=True).stdout
+    alike = {"cwd": work, "env": os.environ | {"OMP_NUM_THREADS": "1"}}  # as `started` has it
+    said = subprocess.run([*resume], **alike, stdout=subprocess.PIPE, text=True).stdout
     said = "".join(line for line in said.splitlines() if line.startswith("resuming"))
     one, two, cut = ((work / name / "run/run_last.weights").read_bytes() for name in runs)
     report.add("--deterministic twice", int(one == two), "same bits", least=1)
