@@ -395,3 +395,4 @@ def _start_worker(_):
     cv2.setNumThreads(0)  # the workers are the parallelism
     for number in STOPS:  # for the main process, which ends the iteration
         signal.signal(number, signal.SIG_IGN)
+    sys.excepthook = lambda *_: None  # the main process may end in the middle of taking a batch
