@@ -535,9 +535,7 @@ def export(words):
         f"{exported.scores:.2g} in scores at most (batches of 1 and 2, limit {LIMIT:g})"
     )
     if given.int8:
-        to_int8(
-            out, given.int8, {"thresh": nms.thresh, "nms_thresh": nms.nms_thresh} if nms else {}
-        )
+        to_int8(out, given.int8, nms._asdict() if nms else {})
 
 
 def to_int8(path, images, thresholds):

@@ -363,8 +363,9 @@ def quantise(path, sources, read):
         raise ValueError(f'{path}: int8 needs NNCF: pip install -e ".[int8]"') from None
     import onnx
 
-    model, heads = onnx.load(path), OnnxNetwork(path).heads
-    last = {f"model.layers.{head.index - 1}.0.weight" for head in heads}
+    model, network = onnx.load(path), OtherNetwork()
+    network.read(next(each.value for each in model.metadata_props if each.key == "cfg"), str(path))
+    last = {f"model.layers.{head.index - 1}.0.weight" for head in network.heads}
     outputs, nodes = {output.name for output in model.graph.output}, model.graph.node
     first = [node.name for node in nodes if last.intersection(node.input)]
     final = [node.name for node in nodes if outputs.intersection(node.output)]
