@@ -27,10 +27,6 @@ def evaluate(
     return collect(model, images, **options).result(iou_thresh, points)
 
 
-def _raise(error):
-    raise error
-
-
 def collect(
     model: Darknet | Detector,
     images: Images,
@@ -41,7 +37,7 @@ def collect(
     nms_thresh: float = 0.45,
     confidence: float = 0.25,
     progress: bool = False,
-    on_error: Callable[[Exception], None] = _raise,
+    on_error: Callable[[Exception], None] | None = None,
 ) -> Evaluator:
     """Detects on all images once; `.result(iou_thresh, points)` then counts, as often as wanted.
 
@@ -49,7 +45,7 @@ def collect(
     images: their labels are where `label_path` says; an image without a label file counts as empty.
     difficult: a list as long as images, whose labels are the difficult objects.  progress: a bar,
     on a terminal.  on_error(error): called for an unreadable image or label file and for a class
-    that the network does not have; the image is then left out.  Default: it is raised.
+    that the network does not have; the image is then left out.  None: the error is raised.
     Raises ValueError for a list without any box.
     """
     detector = model if isinstance(model, Detector) else Detector.from_model(model)
@@ -67,7 +63,7 @@ def collect(
             f"{len(missing)} of {len(paths)} images have no label file and count as empty; the "
             f"first would be {missing[0]}"
         )
-    others, hard = _labelled(difficult, classes, _raise) if difficult else (paths, {})
+    others, hard = _labelled(difficult, classes, None) if difficult else (paths, {})
     if len(others) != len(paths):
         raise ValueError(f"difficult: {len(others)} images, expected {len(paths)}")
     hard = {path: hard.get(other) for path, other in zip(paths, others, strict=True)}
@@ -99,5 +95,7 @@ def _labelled(images, classes, on_error):
                 raise ValueError(f"{file}: class {each[:, 0].max():g}, expected 0..{classes - 1}")
             labels[path] = each
         except (ValueError, OSError) as error:
+            if on_error is None:
+                raise
             on_error(error)
     return paths, labels
