@@ -12,6 +12,7 @@ from torch import Tensor
 
 from yolov4.boxes import box_iou, relative_boxes
 from yolov4.decoding import Detections
+from yolov4.files import finite
 
 THRESHOLDS = np.arange(1000) / 1000  # confidences at which F1 is measured
 
@@ -117,11 +118,12 @@ class Result:
         return "\n".join([*lines, textwrap.fill(self.protocol, 100)])
 
     def to_json(self, names):
-        """Everything as plain values, ready for json.dump."""
+        """Everything as plain values, ready for json.dump; None for NaN and infinities."""
         keys = ("map", "precision", "recall", "f1", "average_iou", "images", "detections",
                 "iou_thresh", "points", "protocol")  # fmt: skip
         values = {key: getattr(self, key) for key in keys}
-        return {**values, "settings": asdict(self.settings), "classes": self.rows(names)[:-1]}
+        own = {"settings": asdict(self.settings), "classes": self.rows(names)[:-1]}
+        return finite(values | own)
 
 
 def _ratios(objects, tp, fp, iou_sum):

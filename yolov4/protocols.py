@@ -43,7 +43,7 @@ class Figures:
         return "\n".join([*lines, textwrap.fill(self.protocol, 100)])
 
     def to_json(self, names):
-        """Everything as plain values, ready for json.dump; None for NaN."""
+        """Everything as plain values, ready for json.dump; None for NaN and infinities."""
         rows = zip(names, *(each.tolist() for each in self.classes.values()), strict=True)
         classes = [dict(zip(("name", *self.classes), row, strict=True)) for row in rows]
         own = {"images": self.images, "protocol": self.protocol, "classes": classes}
@@ -283,5 +283,5 @@ def measure(
 
 def to_json(results, names):
     """Plain values, ready for json.dump: Darknet's at the top, the others below their names."""
-    plain = {name: finite(result.to_json(names)) for name, result in results.items()}
+    plain = {name: result.to_json(names) for name, result in results.items()}
     return {**plain.pop("darknet", {}), **plain}
