@@ -606,8 +606,8 @@ class Training:
 
     def _save(self):
         updater, settings = self.updater, asdict(self.settings)
-        state = {"settings": {key: settings[key] for key in settings.keys() - FILES}}
-        state |= {
+        state = {
+            "settings": {key: settings[key] for key in settings.keys() - FILES},
             "lists": self.lists,
             "seen": self.progress.iteration * self.net.batch,
             "ema": None,
