@@ -98,6 +98,27 @@ def test_many_targets_of_one_prediction_follow_each_other():
     assert torch.allclose(delta[:4], alone[:4] * 3 / 2, atol=1e-7)
 
 
+@pytest.mark.parametrize("seed", range(8))
+def test_a_crowd_of_one_prediction_is_the_rule_written_as_a_loop(seed):
+    """40 targets of two classes, of which one is sure, so that its delta is 0: the next target of
+    that class takes it for the first one, and sets all."""
+    classes = torch.rand(40, generator=torch.Generator().manual_seed(seed)) < seed / 8
+    logits = torch.zeros(1, 14, 4, 6)
+    logits[0, 13, 1, 2] = 100.0
+    box = torch.tensor([[2.5 / 6, 1.5 / 4, 30 / 96, 40 / 64]]).expand(40, 4)
+    crowd = torch.cat((torch.zeros(40, 1), classes[:, None], box), 1)
+    delta, terms = gradients(network(), logits, crowd)
+    expected = torch.zeros(2)
+    for own in classes.long().tolist():
+        wanted = torch.eye(2)[own] - torch.tensor([0.5, 1.0])
+        if expected[own] == 0:
+            expected = wanted
+        else:
+            expected[own] = wanted[own]
+    assert torch.equal(-delta.view(2, 7, 4, 6)[1, 5:, 1, 2], expected)
+    assert terms.heads[0].count == 2 * 40  # two anchors
+
+
 def test_without_targets_objectness_goes_down_and_nothing_else():
     logits, _ = random_case()
     gradient, terms = gradients(network(), logits, torch.zeros(0, 6))
