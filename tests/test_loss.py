@@ -297,3 +297,11 @@ def test_ten_thousand_boxes_have_a_finite_gradient(keys):
     boxes = torch.rand(10_000, 6, generator=torch.Generator().manual_seed(0))
     boxes[:, 0], boxes[:, 1] = 0, (boxes[:, 1] > 0.5).float()
     check_finite(boxes, iou_loss="ciou", **keys)
+
+
+def test_box_deltas_of_a_crowd_add_up_in_one_order():
+    """From 8,192 of them on torch would add by several threads, in the order in which these run."""
+    boxes = torch.rand(20_000, 6, generator=torch.Generator().manual_seed(0))
+    boxes[:, :2], logits = 0, random_case(images=1)[0]
+    results = [gradients(network(), logits, boxes)[0] for _ in range(10)]
+    assert all(torch.equal(results[0], each) for each in results)
