@@ -346,7 +346,11 @@ def main() -> None:
     for kind in arguments.kinds:
         print(f"{kind:12}", *(f"{counts[kind, o]:>7} {o}" for o in ("success", "refused", "BUG")))
     print("\n".join(bugs[:20]))
-    sys.exit(f"{len(bugs)} bugs" if bugs else 0)
+    all_of = {o: sum(counts[kind, o] for kind in arguments.kinds) for o in ("success", "refused")}
+    print(
+        f"{all_of['success']:,} read, {all_of['refused']:,} refused in one line, {len(bugs)} bugs"
+    )
+    sys.exit(len(bugs) > 0)
 
 
 if __name__ == "__main__":

@@ -140,6 +140,7 @@ def main() -> None:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         print("\n".join(power_cuts(write_pictures(Path(folder) / "work"), **vars(arguments))))
+    print("every run resumed to the bits of the one that was not killed")
 
 
 if __name__ == "__main__":
