@@ -2,6 +2,8 @@
 Source: yolov4.decode in torch, torchvision.ops.batched_nms, the same weights without ONNX."""
 
 import re
+import subprocess
+import sys
 from importlib.util import find_spec
 
 import cv2
@@ -121,6 +123,23 @@ def test_nms_in_the_graph_keeps_what_torchvision_keeps(files, openvino):
     expected = [values[kept] for values in (boxes, best, labels, index)]
     network = OnnxNetwork(files / "suppressed.onnx", openvino=openvino)
     assert_close(network(random_images(3)), expected)
+
+
+FREED_ELSEWHERE = """
+import os, signal, sys, threading
+from yolov4.export import OnnxNetwork
+networks = [OnnxNetwork(sys.argv[1])]
+thread = threading.Thread(target=networks.clear)
+thread.start()
+thread.join()
+signal.signal(signal.SIGINT, lambda *_: print("taken"))
+os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_a_signal_is_taken_after_another_thread_freed_the_network(files):
+    command = [sys.executable, "-c", FREED_ELSEWHERE, files / "plain.onnx"]
+    assert subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout == b"taken\n"
 
 
 def test_detector_of_the_file_finds_what_the_weights_find(files, pictures):

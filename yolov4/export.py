@@ -211,18 +211,27 @@ def _onnxruntime(content, half):
     return engine, lambda images: session.run(None, {"images": images}), written
 
 
+@cache
+def _core():
+    """OpenVINO until the process ends: with its last network, and perhaps in another thread, it
+    would free the stack on which it lets this thread take signals, such as Ctrl-C."""
+    import openvino
+
+    return openvino.Core()
+
+
 def _openvino(content, half):
     """The same in OpenVINO: one image with all cores, several side by side."""
     import openvino
 
-    model = openvino.Core().read_model(content)
+    model = _core().read_model(content)
     written, lock = dict(model.get_rt_info()).get("framework", {}), Lock()
     model.reshape([1, *model.input().partial_shape[1:]])
 
     @cache
     def queue(hint):
         hints = {"PERFORMANCE_HINT": hint, "INFERENCE_PRECISION_HINT": half or "f32"}
-        return openvino.AsyncInferQueue(openvino.compile_model(model, "CPU", hints))
+        return openvino.AsyncInferQueue(_core().compile_model(model, "CPU", hints))
 
     def run(images):
         found = [None] * len(images)
