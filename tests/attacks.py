@@ -26,10 +26,9 @@ def main() -> None:
     for attack, most, unit, command in ATTACKS:
         count, start = max(1, round(most * share)), time.monotonic()
         words = [sys.executable, *f"{FOLDER}/{command} {count}".split()]
-        merged = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
-        done = subprocess.run(words, **merged, check=False, text=True)
+        done = subprocess.run(words, capture_output=True, text=True, check=False)
         failed |= done.returncode != 0
-        result = done.stdout.splitlines()[-1]
+        result = (done.stdout or done.stderr).splitlines()[-1]
         minutes = (time.monotonic() - start) / 60
         print(f"| {attack} | {count:,} {unit} | {result} | {minutes:.1f} |", flush=True)
     sys.exit(failed)
