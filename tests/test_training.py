@@ -321,12 +321,13 @@ def test_a_full_memory_takes_more_subdivisions_and_the_run_goes_on(work):
     assert trained(work, "run", resume=True, eval_every=0) == expected
 
 
-def test_one_image_without_memory_ends_with_a_sentence(work):
+def no_gpu_memory(*_):
+    raise torch.OutOfMemoryError
+
+
+@pytest.mark.parametrize("full", [no_gpu_memory, lambda *_: torch.empty(1 << 60)])
+def test_one_image_without_memory_ends_with_a_sentence(work, full):
     run = training(work, valid=None, subdivisions=2)
-
-    def full(*_):
-        raise torch.OutOfMemoryError
-
     run.model.layers[-2].register_forward_hook(full)
     with pytest.raises(ValueError, match="out of memory with mini-batches of 1 images"):
         run.run()

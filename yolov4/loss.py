@@ -80,7 +80,8 @@ class _AttachGradient(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, gradient):
-        return None, None, *(delta * (-gradient / len(delta)) for delta in ctx.deltas)
+        deltas, ctx.deltas = ctx.deltas, None  # in place: those of 9,000 classes fill the memory
+        return None, None, *(delta.mul_(-gradient / len(delta)) for delta in deltas)
 
 
 @torch.no_grad()

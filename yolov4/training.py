@@ -3,6 +3,7 @@
 Source: Darknet's src/detector.c, train_detector; src/network.c, update_network, ema_update."""
 
 import copy
+import math
 import os
 import signal
 import threading
@@ -64,6 +65,10 @@ class Update:
             f"total_loss = {t.total_loss:.6f}"
             for layer, t in self.heads.items()
         ]
+
+
+def out_of_memory(error):
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 class Updater:
@@ -136,8 +141,8 @@ class Updater:
         return update
 
     def _fitting(self, iteration, batches):
-        """`_accumulate`; where a GPU's memory is full, again from the start with mini-batches of
-        half as many images.
+        """`_accumulate`; where the memory is full, again from the start with mini-batches of half
+        as many images.
 
         Processes wait for each other while they join gradients, so that none could say that its
         memory is full: their first update is tried alone until all have enough.
@@ -149,8 +154,8 @@ class Updater:
             full = False
             try:
                 found = self._accumulate(iteration, batches)
-            except torch.OutOfMemoryError:
-                if not self.alone and self.world > 1:
+            except RuntimeError as error:
+                if not out_of_memory(error) or (self.world > 1 and not self.alone):
                     raise
                 full = True
             if not (full or self.alone):
@@ -223,6 +228,17 @@ class Updater:
         self.net = replace(self.net, subdivisions=self.mini_batches * self.world)
         self.model.network = self.model.network._replace(net=self.net)
         torch.cuda.empty_cache()
+
+    def too_large(self):
+        """What to say where the memory is full."""
+        net, model = self.net, self.model
+        images = net.batch // max(net.subdivisions, self.world)
+        outputs = sum(math.prod(model.plan[head.index].input_shape) for head in model.heads)
+        return (
+            f"{self.device}: out of memory with mini-batches of {images} images, whose predictions "
+            f"alone, for {model.heads[0].classes} classes, take {images * outputs * 4e-9:.2g} GB; "
+            "expected more --subdivisions, or a smaller network"
+        )
 
     def _start_average(self):
         self.parts["ema"] = self.averaged = copy.deepcopy(self.model).requires_grad_(False)
@@ -419,14 +435,9 @@ class Training:
         )  # fmt: skip
         try:
             self._loop(batches, bar)
-        except torch.OutOfMemoryError:
-            net = self.updater.net
-            images = net.batch // max(net.subdivisions, self.updater.world)
-            raise ValueError(
-                f"{self.updater.device}: out of memory with mini-batches of {images} images, "
-                "expected more --subdivisions, or a smaller network"
-            ) from None
         except RuntimeError as error:
+            if out_of_memory(error):
+                raise ValueError(self.updater.too_large()) from None
             if not distributed.lost_process(error):
                 raise
             raise ValueError(
