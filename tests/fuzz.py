@@ -322,6 +322,8 @@ def peak() -> int:
 
 def fuzz(cases: int, seed: int, kinds: list[str]) -> tuple[Counter, list[str]]:
     """Runs cases of each kind in turn -> counts of (kind, outcome), a text for each bug."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # or threads that wait for each other count as slow
     counts, bugs, before = Counter(), [], peak()
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -333,6 +335,7 @@ def fuzz(cases: int, seed: int, kinds: list[str]) -> tuple[Counter, list[str]]:
                 wrong, before = f"memory grew by {(peak() - before) / 1e9:.2f} GB", peak()
             if wrong:
                 bugs.append(f"{kind}, --seed {seed} case {number}: {wrong}")
+    torch.set_num_threads(threads)
     return counts, bugs
 
 
