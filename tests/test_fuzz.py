@@ -38,8 +38,8 @@ CONVOLUTION = "[net]\nwidth=64\nheight=64\n[convolutional]\nfilters=8\nsize=3\np
     ("width=64", "width=32768\nheight=32768\nchannels=64"),
 ])  # fmt: skip
 def test_a_cfg_that_asks_for_the_impossible_is_refused_before_it_allocates(old, new):
-    start, memory = time.perf_counter(), fuzz.peak()
+    start, memory = time.process_time(), fuzz.peak()
     with pytest.raises(ValueError, match=r"^x\.cfg") as caught:
         plan_layers(parse_cfg(CONVOLUTION.replace(old, new), "x.cfg"))
     assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)
-    assert time.perf_counter() - start < 2 and fuzz.peak() - memory < 1e8
+    assert time.process_time() - start < 2 and fuzz.peak() - memory < 1e8
