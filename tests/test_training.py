@@ -367,6 +367,26 @@ def test_what_cannot_be_evaluated_is_left_out_or_reported(work, monkeypatch):
         any(name in line and "left out" in line for line in said) for name in ("0.png", "1.txt")
     )
     assert sum("could not be evaluated" in line and "list.txt" in line for line in said) == 2
+    assert not (work / "runs/run/report").exists()  # of an older evaluation
+
+
+def test_a_run_whose_validation_images_all_break_ends_with_their_names(work, monkeypatch):
+    write_cfg(work, iterations=4)
+    (work / "valid").mkdir()
+    write_pictures(work / "valid", 2)
+    said, valid = [], str(work / "valid/list.txt")
+    run = training(work, say=said.append, eval_every=2, valid=valid)
+    log = run._log
+
+    def break_all(*arguments):
+        for path in (work / "valid/images").glob("*.png"):
+            path.write_bytes(b"" if run.progress.iteration > 2 else path.read_bytes())
+        return log(*arguments)
+
+    monkeypatch.setattr(run, "_log", break_all)
+    run.run()
+    assert sum("0 bytes" in line and "left out" in line for line in said) == 2
+    assert any("without mAP" in line and "2 images, none of which" in line for line in said)
 
 
 def test_a_run_that_ends_while_it_is_evaluated_is_resumed_with_the_evaluation(work, monkeypatch):
@@ -466,6 +486,8 @@ def test_a_list_that_changed_is_said_when_a_run_is_resumed(work):
     lambda text: text.replace(",", ";"),
     lambda text: "".join(line.rstrip() + ",1\r\n" for line in text.splitlines()),
     lambda text: "".join(line.rpartition(",")[0] + "\r\n" for line in text.splitlines()),
+    lambda text: text.replace("\r\n", "\r"),
+    lambda text: text.replace(".", ","),
 ])  # fmt: skip
 def test_results_that_another_program_changed_are_set_aside(work, change):
     write_cfg(work, iterations=6)
