@@ -14,7 +14,16 @@ import cv2
 
 from yolov4 import plots
 from yolov4.cfg import check_size, format_cfg, read_data
-from yolov4.files import CONFIGS, WRITTEN, locate, own_file, pretrained, read_text, replacing
+from yolov4.files import (
+    CONFIGS,
+    WRITTEN,
+    locate,
+    own_file,
+    pretrained,
+    read_bounded,
+    read_text,
+    replacing,
+)
 from yolov4.labels import convert
 from yolov4.recipe import CFG, DATA, WEIGHTS, Settings
 from yolov4.weights import PREVIOUS, load_checkpoint, save_checkpoint, save_weights
@@ -207,12 +216,15 @@ class RunFolder:
         path = self.path / "results.csv"
         if not iteration or not path.exists():
             return ""
-        self.found = path.read_bytes()
+        self.found = read_bounded(path)
         try:
             header, *rows = self.found.decode().splitlines(keepends=True) or [""]
-            whole = (row for row in rows if row.endswith("\n"))
-            return header + "".join(row for row in whole if int(row.split(",")[0]) <= iteration)
-        except ValueError:  # of semicolons, UTF-16; `log` finds other columns
+            if rows and not rows[-1].endswith("\n"):
+                rows.pop()
+            if {row.count(",") for row in rows} - {header.count(",")}:
+                raise ValueError
+            return header + "".join(row for row in rows if int(row.split(",")[0]) <= iteration)
+        except ValueError:  # of semicolons, UTF-16, more cells; `log` finds other columns
             set_aside(path, self.found, self.say)
             return ""
 
