@@ -158,6 +158,18 @@ def test_what_ends_a_run_leaves_a_checkpoint_and_says_how_to_resume(work, number
     assert state["iteration"] >= 3 and state["seen"] == 4 * state["iteration"]
 
 
+@pytest.mark.parametrize("listener", ["| true", ">&- 2>&-"])
+def test_a_run_that_nobody_listens_to_goes_on(tmp_path, listener):
+    """`| tee log` ends by the same Ctrl-C, before the training says so and saves."""
+    work = write_pictures(tmp_path)
+    write_cfg(work, iterations=2)
+    command = f"{sys.executable} {ROOT}/train.py --data tiny.data --cfg tiny.cfg --device cpu"
+    script = f"{command} --workers 0 {listener}; exit ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", script], cwd=work, capture_output=True, timeout=100)
+    assert ended.returncode == 0 and not ended.stderr, ended.stderr
+    assert load_checkpoint(work / "runs/tiny/last.pt")["iteration"] == 2
+
+
 def test_a_non_finite_loss_stops_with_all_that_helps(work):
     write_cfg(work, rate="1e9")
     with pytest.raises(NonFiniteLoss) as caught:
