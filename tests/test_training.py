@@ -527,3 +527,8 @@ def test_settings_that_another_program_changed_are_set_aside(work):
     (folder / "settings.json").write_text("\ufeff" + json.dumps(found))
     assert resumed_settings(folder, said.append) == settings(work, **given)
     assert (folder / "settings.json.old").exists() and len(said) == 1
+    other = {"seed": "3", "train": None, "save_every": None, "ema": [0.9], "name": "../../x"}
+    (folder / "settings.json").write_text(json.dumps(found | other, indent=1) + "\n")
+    assert resumed_settings(folder, said.append) == settings(work, **given) and len(said) == 2
+    training(work, resume=True, **given)
+    assert (folder / "x.cfg").exists()  # in the folder

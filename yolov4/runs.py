@@ -54,11 +54,13 @@ def run_settings(run):
 
 
 def resumed_settings(run, say=print):
-    """The Settings of a run to resume.  What another program took out of its settings.json comes
-    from last.pt and the .data file; what it left is kept as settings.json.old."""
-    path, found, known = run / "settings.json", run_settings(run), get_type_hints(Settings).keys()
-    content = path.read_bytes()
-    if found.keys() - {"name"} != known or content != _json(found).encode():
+    """The Settings of a run to resume.  What another program took out of its settings.json, or gave
+    another type, comes from last.pt and the .data file; the rest is kept as settings.json.old."""
+    path, given, kinds = run / "settings.json", run_settings(run), get_type_hints(Settings)
+    content, known = path.read_bytes(), kinds.keys()
+    found = {key: given[key] for key in known & given.keys() if _fits(given[key], kinds[key])}
+    expected = {key: given[key] for key in given if key == "name" or key in found}
+    if expected.keys() - {"name"} != known or content != _json(expected).encode():
         set_aside(path, content, say)
     if known - found.keys():
         with suppress(ValueError, OSError, KeyError):  # `Training` tells what is wrong with last.pt
@@ -66,6 +68,10 @@ def resumed_settings(run, say=print):
             found = data_options(found["data"], say=say) | found
         found = {key: f"{path} without {key}" for key in ("cfg", "train", "names")} | found
     return Settings(**{key: found[key] for key in known & found.keys()})
+
+
+def _fits(value, kind):
+    return isinstance(value, kind) or (isinstance(value, int) and isinstance(0.5, kind))
 
 
 def set_aside(path, content, say):
@@ -182,7 +188,7 @@ class RunFolder:
         self.path, self.names, self.say, self.board, self.name = path, names, say, None, path.name
         self.lock = hold(path / ".lock")
         with suppress(ValueError, OSError):
-            self.name = run_settings(path).get("name", path.name)
+            self.name = Path(str(run_settings(path).get("name", ""))).name or path.name
         for left in path.glob(".*.part*"):  # of processes that were killed
             left.unlink()
         if settings.get("tensorboard"):
