@@ -112,6 +112,11 @@ def test_an_unexpected_error_is_one_line(call, monkeypatch, command, error):
         call(command, "--traceback")
 
 
+def test_an_error_without_a_message_is_named(call, monkeypatch):
+    monkeypatch.setattr("yolov4.cli.new_parser", Mock(side_effect=TimeoutError))
+    assert call("train") == (1, "", "yolov4 train: TimeoutError()\n")
+
+
 def test_an_image_is_drawn_saved_and_described(call, weights, tmp_path):
     source = draw(tmp_path / "a.png")
     code, out, _ = call("detect", source, "--weights", weights, "--save-txt", "--json", "o.json")

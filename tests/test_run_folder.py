@@ -1,6 +1,7 @@
 """Which files belong together, and what a run writes.  Source: how Darknet names its weights."""
 
 import json
+import os
 import sys
 
 import pytest
@@ -59,6 +60,10 @@ def test_rows_after_the_iteration_are_dropped_on_resume(tmp_path):
         file.write("4,0.1")  # killed here
     written(2).close()
     assert path.read_text().splitlines() == ["iteration,loss,map", "1,0.123457,", "2,0.123457,"]
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match="no regular file"):
+        written(2)
 
 
 def test_tensorboard_has_the_scalars(tmp_path, monkeypatch):

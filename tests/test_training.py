@@ -158,6 +158,18 @@ def test_what_ends_a_run_leaves_a_checkpoint_and_says_how_to_resume(work, number
     assert state["iteration"] >= 3 and state["seen"] == 4 * state["iteration"]
 
 
+@pytest.mark.parametrize("listener", ["| true", ">&- 2>&-"])
+def test_a_run_that_nobody_listens_to_goes_on(tmp_path, listener):
+    """`| tee log` ends by the same Ctrl-C, before the training says so and saves."""
+    work = write_pictures(tmp_path)
+    write_cfg(work, iterations=2)
+    command = f"{sys.executable} {ROOT}/train.py --data tiny.data --cfg tiny.cfg --device cpu"
+    script = f"{command} --workers 0 {listener}; exit ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", script], cwd=work, capture_output=True, timeout=100)
+    assert ended.returncode == 0 and not ended.stderr, ended.stderr
+    assert load_checkpoint(work / "runs/tiny/last.pt")["iteration"] == 2
+
+
 def test_a_non_finite_loss_stops_with_all_that_helps(work):
     write_cfg(work, rate="1e9")
     with pytest.raises(NonFiniteLoss) as caught:
@@ -367,6 +379,26 @@ def test_what_cannot_be_evaluated_is_left_out_or_reported(work, monkeypatch):
         any(name in line and "left out" in line for line in said) for name in ("0.png", "1.txt")
     )
     assert sum("could not be evaluated" in line and "list.txt" in line for line in said) == 2
+    assert not (work / "runs/run/report").exists()  # of an older evaluation
+
+
+def test_a_run_whose_validation_images_all_break_ends_with_their_names(work, monkeypatch):
+    write_cfg(work, iterations=4)
+    (work / "valid").mkdir()
+    write_pictures(work / "valid", 2)
+    said, valid = [], str(work / "valid/list.txt")
+    run = training(work, say=said.append, eval_every=2, valid=valid)
+    log = run._log
+
+    def break_all(*arguments):
+        for path in (work / "valid/images").glob("*.png"):
+            path.write_bytes(b"" if run.progress.iteration > 2 else path.read_bytes())
+        return log(*arguments)
+
+    monkeypatch.setattr(run, "_log", break_all)
+    run.run()
+    assert sum("0 bytes" in line and "left out" in line for line in said) == 2
+    assert any("without mAP" in line and "2 images, none of which" in line for line in said)
 
 
 def test_a_run_that_ends_while_it_is_evaluated_is_resumed_with_the_evaluation(work, monkeypatch):
@@ -466,6 +498,8 @@ def test_a_list_that_changed_is_said_when_a_run_is_resumed(work):
     lambda text: text.replace(",", ";"),
     lambda text: "".join(line.rstrip() + ",1\r\n" for line in text.splitlines()),
     lambda text: "".join(line.rpartition(",")[0] + "\r\n" for line in text.splitlines()),
+    lambda text: text.replace("\r\n", "\r"),
+    lambda text: text.replace(".", ","),
 ])  # fmt: skip
 def test_results_that_another_program_changed_are_set_aside(work, change):
     write_cfg(work, iterations=6)
@@ -493,3 +527,8 @@ def test_settings_that_another_program_changed_are_set_aside(work):
     (folder / "settings.json").write_text("\ufeff" + json.dumps(found))
     assert resumed_settings(folder, said.append) == settings(work, **given)
     assert (folder / "settings.json.old").exists() and len(said) == 1
+    other = {"seed": "3", "train": None, "save_every": None, "ema": [0.9], "name": "../../x"}
+    (folder / "settings.json").write_text(json.dumps(found | other, indent=1) + "\n")
+    assert resumed_settings(folder, said.append) == settings(work, **given) and len(said) == 2
+    training(work, resume=True, **given)
+    assert (folder / "x.cfg").exists()  # in the folder

@@ -43,8 +43,11 @@ OPENCV_LIMIT = 5e-5  # OpenCV rounds convolutions differently; wrong weights are
 
 def say(line):
     """Prints above the progress bar, and at once where the output is a file."""
-    tqdm.write(line)
-    sys.stdout.flush()
+    try:
+        tqdm.write(line)
+        sys.stdout.flush()
+    except OSError:  # nobody reads it: `| tee` was ended by the same Ctrl-C
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
 
 
 def write(path, text):
@@ -63,7 +66,7 @@ def complain(message, *_):
     """One line on stderr, above the progress bar."""
     if getattr(message, "filename", None):  # of an OSError
         message = f"{message.filename}: {message.strerror}"
-    tqdm.write(f"{Path(sys.argv[0]).name}: {message}", file=sys.stderr)
+    tqdm.write(f"{Path(sys.argv[0]).name}: {str(message) or repr(message)}", file=sys.stderr)
 
 
 @contextmanager
@@ -719,8 +722,10 @@ def main(name: str | None = None) -> None:
         name, words = parser.parse_args(words[:1]).command, words[1:]
         program = f"yolov4 {name}"
     FORCE.set("--force" in sys.argv or name == "train")
-    for stream in sys.stdout, sys.stderr:
-        make_printable(stream)
+    for stream in "stdout", "stderr":
+        if not getattr(sys, stream):  # closed
+            setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
+        make_printable(getattr(sys, stream))
     with nullcontext() if "--traceback" in sys.argv else one_line_errors():
         sys.argv = [program, *words]  # for messages
         commands[name](words)

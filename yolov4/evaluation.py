@@ -46,7 +46,7 @@ def collect(
     difficult: a list as long as images, whose labels are the difficult objects.  progress: a bar,
     on a terminal.  on_error(error): called for an unreadable image or label file and for a class
     that the network does not have; the image is then left out.  None: the error is raised.
-    Raises ValueError for a list without any box.
+    Raises ValueError for a list without any box or any image that can be read.
     """
     detector = model if isinstance(model, Detector) else Detector.from_model(model)
     classes = len(detector.names)
@@ -80,6 +80,8 @@ def collect(
     for each in bar:
         path, size = each.source, each.image.shape[1::-1]
         evaluator.add(each.detections, targets[path], size, hard[path], path)
+    if not evaluator.records:
+        raise ValueError(f"{name}: found {len(paths)} images, none of which can be read")
     return evaluator
 
 

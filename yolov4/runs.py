@@ -14,7 +14,16 @@ import cv2
 
 from yolov4 import plots
 from yolov4.cfg import check_size, format_cfg, read_data
-from yolov4.files import CONFIGS, WRITTEN, locate, own_file, pretrained, read_text, replacing
+from yolov4.files import (
+    CONFIGS,
+    WRITTEN,
+    locate,
+    own_file,
+    pretrained,
+    read_bounded,
+    read_text,
+    replacing,
+)
 from yolov4.labels import convert
 from yolov4.recipe import CFG, DATA, WEIGHTS, Settings
 from yolov4.weights import PREVIOUS, load_checkpoint, save_checkpoint, save_weights
@@ -45,11 +54,13 @@ def run_settings(run):
 
 
 def resumed_settings(run, say=print):
-    """The Settings of a run to resume.  What another program took out of its settings.json comes
-    from last.pt and the .data file; what it left is kept as settings.json.old."""
-    path, found, known = run / "settings.json", run_settings(run), get_type_hints(Settings).keys()
-    content = path.read_bytes()
-    if found.keys() - {"name"} != known or content != _json(found).encode():
+    """The Settings of a run to resume.  What another program took out of its settings.json, or gave
+    another type, comes from last.pt and the .data file; the rest is kept as settings.json.old."""
+    path, given, kinds = run / "settings.json", run_settings(run), get_type_hints(Settings)
+    content, known = path.read_bytes(), kinds.keys()
+    found = {key: given[key] for key in known & given.keys() if _fits(given[key], kinds[key])}
+    expected = {key: given[key] for key in given if key == "name" or key in found}
+    if expected.keys() - {"name"} != known or content != _json(expected).encode():
         set_aside(path, content, say)
     if known - found.keys():
         with suppress(ValueError, OSError, KeyError):  # `Training` tells what is wrong with last.pt
@@ -57,6 +68,10 @@ def resumed_settings(run, say=print):
             found = data_options(found["data"], say=say) | found
         found = {key: f"{path} without {key}" for key in ("cfg", "train", "names")} | found
     return Settings(**{key: found[key] for key in known & found.keys()})
+
+
+def _fits(value, kind):
+    return isinstance(value, kind) or (isinstance(value, int) and isinstance(0.5, kind))
 
 
 def set_aside(path, content, say):
@@ -173,7 +188,7 @@ class RunFolder:
         self.path, self.names, self.say, self.board, self.name = path, names, say, None, path.name
         self.lock = hold(path / ".lock")
         with suppress(ValueError, OSError):
-            self.name = run_settings(path).get("name", path.name)
+            self.name = Path(str(run_settings(path).get("name", ""))).name or path.name
         for left in path.glob(".*.part*"):  # of processes that were killed
             left.unlink()
         if settings.get("tensorboard"):
@@ -207,12 +222,15 @@ class RunFolder:
         path = self.path / "results.csv"
         if not iteration or not path.exists():
             return ""
-        self.found = path.read_bytes()
+        self.found = read_bounded(path)
         try:
             header, *rows = self.found.decode().splitlines(keepends=True) or [""]
-            whole = (row for row in rows if row.endswith("\n"))
-            return header + "".join(row for row in whole if int(row.split(",")[0]) <= iteration)
-        except ValueError:  # of semicolons, UTF-16; `log` finds other columns
+            if rows and not rows[-1].endswith("\n"):
+                rows.pop()
+            if {row.count(",") for row in rows} - {header.count(",")}:
+                raise ValueError
+            return header + "".join(row for row in rows if int(row.split(",")[0]) <= iteration)
+        except ValueError:  # of semicolons, UTF-16, more cells; `log` finds other columns
             set_aside(path, self.found, self.say)
             return ""
 

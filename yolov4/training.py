@@ -593,7 +593,13 @@ class Training:
         progress, settings, net = self.progress, self.settings, self.net
         iteration, left_out = progress.iteration, []
         model = self.updater.averaged or self.model
-        given = {"difficult": settings.difficult, "on_error": left_out.append, "progress": True}
+
+        def leave_out(error):
+            left_out.append(error)
+            self.say(f"{error}; left out")
+
+        given = {"difficult": settings.difficult, "on_error": leave_out, "progress": True}
+        self.evaluation = None
         try:
             evaluator = collect(model, settings.valid, **given)
             result = evaluator.result()
@@ -601,8 +607,6 @@ class Training:
             reason = str(error).partition("\n")[0] or type(error).__name__
             self.say(f"iteration {iteration}: could not be evaluated, so without mAP: {reason}")
             return None
-        for error in left_out:
-            self.say(f"{error}; left out")
         self.evaluation, progress.last_map = (evaluator.records, result), result.map
         progress.waited, note = progress.waited + 1, ""
         if result.map >= progress.best_map:
