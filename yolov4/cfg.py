@@ -512,4 +512,8 @@ def names_of_classes(names, classes, where="names"):
         names = list(names or map(str, range(classes)))
     if len(names) != classes:
         raise ValueError(f"{where}: {len(names)} names, but the network has {classes} classes")
+    if wrong := [
+        name for name in names if not isinstance(name, str) or len(name.splitlines()) != 1
+    ]:
+        raise ValueError(f"{where}: name {wrong[0]!r}, expected one line of text")
     return names
