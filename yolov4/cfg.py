@@ -280,9 +280,10 @@ RANGES = {
         "resize scale_x_y": (0.01, 100),
         "width height channels size": (0, 32768),
         "dilation sgdr_mult": (1, 256),
-        "batch subdivisions stride groups classes num resize_step": (1, 65536),
+        "batch subdivisions stride groups classes num": (1, 65536),
+        "resize_step": (1, 1024),
         "filters step": (1, 1e9),
-        "sgdr_cycle": (0, 1e9),
+        "sgdr_cycle max_batches burn_in": (0, 1e9),
         "anchors": (1e-3, 1e6),
     }.items()
     for key in keys.split()
