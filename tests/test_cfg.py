@@ -44,6 +44,8 @@ ERRORS = {  # what is written instead, and where the error is said to be
     "two sizes": ("[yolo]", "[avgpool]\n[route]\nlayers=-1,0\n[yolo]", "17: [route] joins"),
     "counters": ("num=4", "num=4\ncounters_per_class=1", "21: [yolo] counters_per_class has 1"),
     "negative threshold": ("num=4", "num=4\ntruth_thresh=-1", "21: [yolo] truth_thresh=-1"),
+    "resize_step": ("channels=3", "resize_step=65536", "4: [net] resize_step=65536"),
+    "max_batches": ("channels=3", "max_batches=-1", "4: [net] max_batches=-1"),
     "new_coords": ("num=4", "num=4\nnew_coords=1", "15: [convolutional]"),
 }
 

@@ -436,10 +436,20 @@ def test_every_call_of_detect_has_a_folder_of_its_own(call, weights, tmp_path):
     "train --patience -1", "train --epochs inf", "train --learning-rate 1e300", "train --ema 2",
     "train --seed -1", "train --seed 9223372036854775808", "train --workers -1", "train --cache -1",
     "train --width 0", "convert --upto 0", "cfg --classes -3", "anchors --num 99999999999",
+    "train --workers 100000", "train --device nonsense", "val --device cpu:5",
+    "detect --tiles 1000x1000", "anchors --size 64", "cfg --anchors nan,1", "cfg --anchors 1,2,3",
 ])  # fmt: skip
 def test_values_out_of_range_are_usage_errors(call, arguments):
     code, _, err = call(*arguments.split())
-    assert code == 2 and f"argument {arguments.split()[1]}: " in err
+    assert code == 2 and f"argument {arguments.split()[1]}: " in err and ": expected " in err
+
+
+@pytest.mark.parametrize(("flags", "found"), [
+    ("yolov4 --width 33", "33"), ("yolov4-tiny --anchors 1,2", "1 anchors"), ("nope", "'nope'"),
+])  # fmt: skip
+def test_values_that_fit_no_network_are_usage_errors(call, flags, found):
+    code, _, err = call("cfg", *flags.split())
+    assert code == 2 and found in err and "expected" in err
 
 
 def test_classes_crops_and_tiles(call, weights, tmp_path):

@@ -58,7 +58,12 @@ def test_there_and_back_keeps_every_value_the_names_and_what_was_seen(cvt, run, 
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
-        ({"names": [1, 2, 3]}, "names"),
+        ({"names": [1, 2, 3]}, "name 1"),
+        ({"names": ["a", "b", "c\nd"]}, "name 'c"),
+        ({"names": ["a"]}, "1 names"),
+        ({"version": (-1, 2, 5)}, "version"),
+        ({"model": {"layers.0.0.weight": torch.tensor(1e300, dtype=torch.float64)}}, "layer 0"),
+        ({"model": {"layers.0.0.weight": torch.zeros(1).expand(1 << 40)}}, "layer 0"),
         ({"version": 5}, "version 5"),
         ({"version": (0, "2", 5)}, "version"),
         ({"seen": 1 << 80}, "seen"),

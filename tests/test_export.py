@@ -203,6 +203,26 @@ def not_a_number(model):
     weight.raw_data = np.full(len(weight.raw_data) // 4, np.nan, np.float32).tobytes()
 
 
+def not_a_number_in_a_constant(model):
+    values = onnx.numpy_helper.from_array(np.full(2, np.inf, np.float32))
+    model.graph.node.append(onnx.helper.make_node("Constant", [], ["x"], value=values))
+
+
+def endless(model):
+    body = onnx.helper.make_graph([], "body", [], [])
+    model.graph.node.append(onnx.helper.make_node("Loop", ["", ""], [], body=body))
+
+
+def of_another_size(model):
+    next(each for each in model.metadata_props if each.key == "cfg").value = CFG.replace(
+        "64", "128"
+    )
+
+
+def of_names_elsewhere(model):
+    next(each for each in model.metadata_props if each.key == "names").value = '"/etc/passwd"'
+
+
 def elsewhere(model):
     (values,) = [each for each in model.graph.initializer if "layers.0" in each.name]
     onnx.external_data_helper.set_external_data(values, "secret.bin")
@@ -224,6 +244,10 @@ def of_other_outputs(model):
 
 HOSTILE = {
     not_a_number: r"layer 0\.0\.weight",
+    not_a_number_in_a_constant: "a constant is not finite",
+    endless: "loop",
+    of_another_size: "inputs",
+    of_names_elsewhere: "metadata",
     elsewhere: "in another file",
     of_other_names: "metadata",
     without_thresh: "metadata.*thresh",

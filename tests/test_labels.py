@@ -138,6 +138,29 @@ def test_xml_with_entities_is_refused(tmp_path, encoding):
         labels.read_annotation(tmp_path / "a.xml")
 
 
+BOMB = "a0: &a0 [x, x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}, *a{i - 1}]\n" for i in range(1, 40))
+
+
+@pytest.mark.parametrize("text", [
+    f"{BOMB}train: .\nnames: *a39", f"{BOMB}train: *a39\nnames: [a]",
+    f"{BOMB}path: *a39\ntrain: .\nnames: [a]",
+    "train: &a [*a]\nnames: [a]", "train: .\nnames: {0: a, x: b}", f"train: {'[' * 9999}",
+    "train: .\nnames: [2020-99-99]",
+], ids=range(7))  # fmt: skip
+def test_yaml_that_is_no_text_is_one_sentence(tmp_path, text):
+    (tmp_path / "data.yaml").write_text(text)
+    with pytest.raises(ValueError, match=r"^\S+data\.yaml: [^\n]+$"):
+        convert([tmp_path / "data.yaml"], tmp_path / "out")
+
+
+def test_an_object_whose_name_is_no_line_is_left_out(tmp_path):
+    names = (CAT[0] + "\ndog", *CAT[1:]), ("", *CAT[1:])
+    add_image(tmp_path / "mine", "a", CAT, *names)
+    add_set(tmp_path / "mine", "train", "a")
+    found = convert([tmp_path / "mine"], tmp_path / "out")
+    assert found.names == [CAT[0]] and "2 objects without a name" in "\n".join(found.report())
+
+
 def test_xml_beyond_its_limit_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(labels, "MAX_XML", 99)
     (tmp_path / "a.xml").write_text(f"<annotation>{' ' * 99}</annotation>")

@@ -137,6 +137,9 @@ UNFIT = {
     "empty": lambda path: path.write_bytes(b""),
     "other classes": lambda path: save_weights(fresh(80), path),
     "NaN": lambda path: write(path, [np.nan] * count(fresh())),
+    "seen below 0": lambda path: path.write_bytes(
+        path.read_bytes()[:12] + bytes([255] * 8) + path.read_bytes()[20:]
+    ),
     "HTML": lambda path: path.write_text("\n<!DOCTYPE html><html>Quota exceeded"),
     "a checkpoint": lambda path: torch.save({"a": torch.zeros(9)}, path),
     "a photograph": lambda path: path.write_bytes(b"\xff\xd8\xff\xe0" * 99),

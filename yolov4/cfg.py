@@ -280,9 +280,10 @@ RANGES = {
         "resize scale_x_y": (0.01, 100),
         "width height channels size": (0, 32768),
         "dilation sgdr_mult": (1, 256),
-        "batch subdivisions stride groups classes num resize_step": (1, 65536),
+        "batch subdivisions stride groups classes num": (1, 65536),
+        "resize_step": (1, 1024),
         "filters step": (1, 1e9),
-        "sgdr_cycle": (0, 1e9),
+        "sgdr_cycle max_batches burn_in": (0, 1e9),
         "anchors": (1e-3, 1e6),
     }.items()
     for key in keys.split()
@@ -512,4 +513,8 @@ def names_of_classes(names, classes, where="names"):
         names = list(names or map(str, range(classes)))
     if len(names) != classes:
         raise ValueError(f"{where}: {len(names)} names, but the network has {classes} classes")
+    if wrong := [
+        name for name in names if not isinstance(name, str) or len(name.splitlines()) != 1
+    ]:
+        raise ValueError(f"{where}: name {wrong[0]!r}, expected one line of text")
     return names

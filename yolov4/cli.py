@@ -89,29 +89,51 @@ def one_line_errors():
         sys.exit(1)
 
 
-def within(kind, least, most):
-    """A reader of numbers in least..most."""
+def reader(kind, expected):
+    """`kind` of a flag's text; its ValueError becomes a sentence with what was expected."""
 
     def read(text):
         with suppress(ValueError, OverflowError):
-            if least <= (number := kind(text)) <= most:
-                return number
-        raise argparse.ArgumentTypeError(f"{text}: expected {kind.__name__} in {least}..{most}")
+            return kind(text)
+        raise argparse.ArgumentTypeError(f"{text}: expected {expected}")
 
     return read
+
+
+def within(kind, least, most):
+    """A reader of numbers in least..most."""
+
+    def number(text):
+        if least <= (found := kind(text)) <= most:
+            return found
+        raise ValueError
+
+    return reader(number, f"{kind.__name__} in {least}..{most}")
+
+
+def pair(most):
+    """A reader of WIDTHxHEIGHT, each in 1..most."""
+    side = within(int, 1, most)
+
+    def sides(text):
+        width, height = map(side, text.lower().split("x"))
+        return width, height
+
+    return reader(sides, "two numbers such as 3x2")
 
 
 LARGEST = 2**31 - 1  # of Darknet's int
 count = within(int, 1, LARGEST)
 
 
-def network_size(text):
-    width, height = map(count, text.lower().split("x"))
-    return width, height
-
-
 def tiles(text):
-    return text if text == "auto" else network_size(text)
+    return text if text == "auto" else pair(256)(text)
+
+
+def device(text):
+    if re.fullmatch(r"cpu|mps|cuda|(cuda:)?\d+", text):
+        return text
+    raise ValueError
 
 
 def mini_batches(text):
@@ -121,12 +143,14 @@ def mini_batches(text):
 KINDS = {  # of values; others are text
     "COUNT": count, "INT": within(int, 0, LARGEST), "SEED": within(int, 0, 2**63 - 1),
     "FLOAT": within(float, 0, 1e6), "POSITIVE": within(float, 1e-9, 1e6),
-    "SHARE": within(float, 0, 1), "SIZE": network_size, "TILES": tiles, "NUMBER": mini_batches,
+    "SHARE": within(float, 0, 1), "SIZE": pair(32768), "TILES": tiles, "NUMBER": mini_batches,
+    "WORKERS": within(int, 0, 256), "ANCHORS": reader(parse_anchors, "width,height, ... above 0"),
+    "DEVICE": reader(device, "cuda, cuda:1 or 1, mps, cpu"),
 }  # fmt: skip
 POLICIES = "|".join(get_args(get_type_hints(Net)["policy"]))
 
 DEVICE = """
---device NAME        cuda, cuda:1 or 1, mps, cpu (default: cuda, else mps, else cpu)
+--device DEVICE      cuda, cuda:1 or 1, mps, cpu (default: cuda, else mps, else cpu)
 """
 INFERENCE = f"""{DEVICE}
 --half bf16|fp16     half precision: faster on a GPU and on some CPUs; of an .onnx bf16
@@ -207,7 +231,7 @@ TRAIN = (
     f"""running{DEVICE}
 --amp off|bf16|fp16  mixed precision (default: off)
 --sync-bn            with torchrun: batch normalisation over the mini-batches of all processes
---workers INT        processes that prepare images (default: one per core, 8 at most)
+--workers WORKERS    processes that prepare images (default: one per core, 8 at most)
 --cache FLOAT        GB of memory for decoded images, shared by the workers (default: none; with
                      torchrun each process has its own)
 --seed SEED          of weights and augmentation (default: 0)
@@ -435,7 +459,7 @@ def convert(words):
         raise ValueError(f"{source}: has no running average of the weights, expected one (--ema)")
     files = find_files(given)
     model, names = weights.load_network(source, files.cfg, given.ema)
-    names = names_of_classes(files.names or names, model.heads[-1].classes)
+    names = names_of_classes(files.names or names, model.heads[-1].classes, source)
     net, layers, seen = model.net, len(model.plan), model.seen
     text = format_cfg(net, model.sections)
     check_size(net, target)
@@ -655,7 +679,7 @@ name NAME?           {", ".join(PRESETS)}; or a .cfg, whose layers are printed
 --all FOLDER         write every .cfg of the project there
 --classes COUNT      number of classes
 --names FILE         class names, one per line, instead of --classes
---anchors TEXT       "width,height, width,height, ..." in pixels of the network input
+--anchors ANCHORS    "width,height, width,height, ..." in pixels of the network input
 --width COUNT        of the network input
 --height COUNT       of the network input
 --max-batches COUNT  iterations
@@ -682,11 +706,12 @@ def cfg(words):
         from yolov4.model import Darknet, summary
 
         return print(summary(Darknet.from_cfg(name)))
-    if "anchors" in changes:
-        changes["anchors"] = parse_anchors(changes["anchors"])
     if names:
         changes["classes"] = len(read_names(names))
-    text = cfg_text(name, shlex.join(sys.argv[1:]), **changes)
+    try:
+        text = cfg_text(name, shlex.join(sys.argv[1:]), **changes)
+    except ValueError as error:
+        parser.error(error)
     if out:
         write(out, text)
     else:

@@ -213,7 +213,7 @@ class Detector:
             names = names or found or beside
         self.net, self.heads, self.device = model.net, model.heads, choose_device(device)
         self.letter_box = self.net.letter_box if letter_box is None else letter_box
-        self.names = names_of_classes(names, self.heads[-1].classes)
+        self.names = names_of_classes(names, self.heads[-1].classes, weights or "names")
         self.network, self.tiles, self.spare = model, tiles, None
         if isinstance(model, Darknet):
             dtype = HALVES.get(half, torch.float32)

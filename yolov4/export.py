@@ -150,7 +150,7 @@ class OnnxNetwork(OtherNetwork):
         self.path = path
         content = Path(path).read_bytes()  # the engines have trouble with some paths
         try:
-            _check_tensors(content)
+            inputs = _checked(content)
             if find_spec("openvino") if openvino is None else openvino:
                 self.engine, self.run, written = _openvino(content, half)
             else:
@@ -161,10 +161,13 @@ class OnnxNetwork(OtherNetwork):
         if "cfg" not in written:
             raise ValueError(f"{path}: has no cfg in its metadata, expected a file by export.py")
         self.read(written["cfg"], f"{path}, its cfg")
+        expected = [[self.net.channels, self.net.height, self.net.width]]
+        if inputs != expected:
+            raise ValueError(f"{path}: found inputs {inputs}, expected {expected} as in its cfg")
         try:
             self.names = json.loads(written["names"])
-            if not (self.heads and all(isinstance(name, str) for name in self.names)):
-                raise ValueError("no [yolo], or names that are no text")
+            if not (self.heads and isinstance(self.names, list)):
+                raise ValueError("no [yolo], or names that are no list")
             if "nms_thresh" in written:
                 fields = Suppression._fields
                 self.suppression = Suppression(*(float(written[key]) for key in fields))
@@ -204,7 +207,7 @@ def _onnxruntime(content, half):
     except ImportError:
         raise ValueError("needs OpenVINO or ONNX Runtime: pip install openvino onnx") from None
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
+    options.log_severity_level = 4
     session = onnxruntime.InferenceSession(content, options, ["CPUExecutionProvider"])
     written = session.get_modelmeta().custom_metadata_map
     engine = f"ONNX Runtime {onnxruntime.__version__}"
@@ -254,16 +257,26 @@ def _openvino(content, half):
     return engine, run, {key: value.astype(str) for key, value in written.items()}
 
 
-def _check_tensors(content):
-    """Raises ValueError for weights that are no numbers, or not in the file itself."""
+def _checked(content):
+    """The shapes of the inputs without the batch.  Raises ValueError for loops, which may never
+    end, and for weights that are no numbers, or not in the file itself."""
     import onnx
 
-    for tensor in onnx.load_model_from_string(content).graph.initializer:
+    model = onnx.load_model_from_string(content)
+    nodes = [*model.graph.node, *(node for each in model.functions for node in each.node)]
+    attributes = [each for node in nodes for each in node.attribute]
+    if any(each.HasField("g") for each in attributes):
+        raise ValueError("found a loop or a branch in its graph, expected none")
+    constants = [each.t for each in attributes if each.HasField("t")]
+    for tensor in (*model.graph.initializer, *constants):
         if onnx.external_data_helper.uses_external_data(tensor):
             raise ValueError(f"{tensor.name} is in another file, expected it in this one")
         values = onnx.numpy_helper.to_array(tensor)
         if values.size > 1 and not np.isfinite(values).all():  # a single one pads for the maximum
-            raise ValueError(f"{tensor.name.replace('model.layers.', 'layer ')} is not finite")
+            name = tensor.name.replace("model.layers.", "layer ") or "a constant"
+            raise ValueError(f"{name} is not finite")
+    shapes = (each.type.tensor_type.shape.dim[1:] for each in model.graph.input)
+    return [[side.dim_value for side in shape] for shape in shapes]
 
 
 class Decoding(nn.Module):

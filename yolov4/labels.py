@@ -362,10 +362,11 @@ def read_annotation(path, problems=None):
     for number, item in enumerate(root.iter("object"), 1):
         try:
             edges = [float(item.findtext(f"bndbox/{edge}")) for edge in EDGES]
-            if not all(abs(edge) < LARGEST for edge in edges):  # nor nan
-                raise ValueError
+            name = item.findtext("name").strip()
+            if not all(abs(edge) < LARGEST for edge in edges) or len(name.splitlines()) != 1:
+                raise ValueError  # nan is not below either
             difficult = item.findtext("difficult", "").strip().lower() in ("1", "true")
-            objects.append((item.findtext("name").strip(), difficult, edges))
+            objects.append((name, difficult, edges))
         except (AttributeError, TypeError, ValueError):
             problem = f"{path}: object {number}"
             if problems is None:
@@ -446,15 +447,30 @@ def read_coco(found, path, images, annotations, classes):
 
 
 def read_yaml(path):
-    """An ultralytics data set, or None for other YAML.  Raises ValueError for what is no YAML."""
+    """An ultralytics data set, or None for other YAML.  Raises ValueError for what is no YAML, and
+    for lists in lists, as text perhaps without end."""
     import yaml  # training alone does without it
 
+    text = read_text(path)
     try:
-        data = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as error:
+        data = yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: no YAML: {' '.join(str(error).split())[:120]}") from None
     fits = isinstance(data, dict) and isinstance(data.get("train"), str | list)
-    return data if fits and isinstance(data.get("names"), dict | list) else None
+    if not fits or not isinstance(data.get("names"), dict | list):
+        return None
+    for key in ("path", "train", "val", "test", "names"):
+        if any(isinstance(each, list | dict | set) for each in _entries(data.get(key))):
+            raise ValueError(f"{path}: {key}: found a list in it, expected text")
+    if isinstance(data["names"], dict) and len({*map(type, data["names"])}) > 1:
+        raise ValueError(f"{path}: names: found numbers of several kinds")
+    return data
+
+
+def _entries(value):
+    """Those of a list or of a dict, else the only one."""
+    value = [*value.values()] if isinstance(value, dict) else value
+    return value if isinstance(value, list) else [value]
 
 
 def read_yolo(found, given, source=None):
@@ -485,7 +501,7 @@ def read_yolo(found, given, source=None):
             if file.suffix.lower() in IMAGES:
                 found.sets[found.set_of(file)].append(file)
     for name, entries in lists.items():
-        for entry in [entries] if isinstance(entries, str) else entries or ():
+        for entry in map(str, filter(None, _entries(entries))):
             place = base.parent / entry if "*" in entry else locate(entry, base)
             if "*" in entry or place.exists():
                 found.sets[name] += map(_absolute, read_image_list(place))

@@ -165,7 +165,7 @@ class Evaluator:
 
     def result(self, iou_thresh=0.5, points=0):
         """points: 0 for the area under the curve, else how many recalls.  Raises ValueError."""
-        if points < 0 or points == 1 or not 0 <= iou_thresh < 1:
+        if points < 0 or points == 1 or not 0 <= iou_thresh <= 1:
             raise ValueError(f"points {points}, IoU {iou_thresh}, expected 0 or > 1, and 0 to 1")
         labels, scores, overlap, index, hard = map(torch.cat, zip(*self._matches, strict=True))
         matched = overlap > iou_thresh

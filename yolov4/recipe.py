@@ -147,6 +147,7 @@ def configured(network, settings, images, say):
         raise ValueError(f"{network.name}: [net] has no max_batches, expected it or --max-batches")
     if not 0 < net.subdivisions <= net.batch or net.batch % net.subdivisions:
         found = f"batch={net.batch} and subdivisions={net.subdivisions}"
-        raise ValueError(f"{network.name}: {found}, expected a multiple")
+        where = network.where(net, "subdivisions")
+        raise ValueError(f"{where} {found}, expected a multiple")
     network = network._replace(net=net)
     return with_yolov5_heads(network) if settings.loss == "yolov5" else network

@@ -55,7 +55,7 @@ def expand(source):
 def is_stream(source):
     """Whether it has frames: a camera's number, a video or an address of no image."""
     suffix = Path(urlsplit(source).path).suffix.lower()
-    return source.isdigit() or suffix in VIDEOS or ("://" in source and suffix not in IMAGES)
+    return source.isdecimal() or suffix in VIDEOS or ("://" in source and suffix not in IMAGES)
 
 
 class Frame(NamedTuple):
@@ -77,9 +77,9 @@ class Video:
 
     def __init__(self, source, every=1, ahead=8, reconnect=60.0, say=print):
         self.source, self.every, self.reconnect, self.say = source, every, reconnect, say
-        self.place = int(source) if source.isdigit() else source
+        self.place = int(source) if source.isdecimal() else source
         with utf8_path(source) as name:
-            self.capture = cv2.VideoCapture(self.place if source.isdigit() else name)
+            self.capture = cv2.VideoCapture(self.place if source.isdecimal() else name)
         opened, image = self.capture.read()
         if not opened:
             raise ValueError(f"{source}: OpenCV finds no frame, expected a video or a camera")
@@ -178,7 +178,7 @@ class Output:
 
     def place(self, source, suffix):
         """The path for the output of a source."""
-        name = f"camera{source}" if source.isdigit() else Path(source).stem
+        name = f"camera{source}" if source.isdecimal() else Path(source).stem
         if "://" in source:  # the name shows no user, password or key
             address = urlsplit(source)
             name = Path(address.path).stem or address.hostname

@@ -139,8 +139,11 @@ def _read_header(path):
         kinds = (kind for mark, kind in KINDS.items() if start.lstrip().startswith(mark))
         kind = next(kinds, "of an unknown format").format(path)
         raise ValueError(f"{path}: is {kind}, expected a Darknet .weights file")
-    seen = _seen_format(version)
-    return version, *struct.unpack_from("<" + seen, start, 12), 12 + struct.calcsize("<" + seen)
+    kind = "<" + _seen_format(version)
+    (seen,) = struct.unpack_from(kind, start, 12)
+    if seen < 0:
+        raise ValueError(f"{path}: has seen {seen} images, expected 0 or more")
+    return version, seen, 12 + struct.calcsize(kind)
 
 
 def _header(version, seen):
@@ -181,14 +184,14 @@ def load_checkpoint(path):
         state = torch.load(path, map_location="cpu", weights_only=True)
         if wrong := [key for key, kind in KEYS.items() if not isinstance(state.get(key), kind)]:
             raise ValueError(f"no {', '.join(wrong)} of train.py")
-        if not all(isinstance(name, str) for name in state["names"]):
-            raise ValueError(f"names {state['names'][:3]}, expected text")
         _header(state.setdefault("version", VERSION), state["seen"])
-        if min(state["seen"], state["iteration"]) < 0:
-            raise ValueError("seen or iteration below 0")
+        if min(state["seen"], state["iteration"], *state["version"]) < 0:
+            raise ValueError("version, seen or iteration below 0")
+        size = Path(path).stat().st_size
         for key, tensor in (*state["model"].items(), *(state["ema"] or {}).items()):
-            if not tensor.isfinite().all():
-                raise ValueError(f"{key.replace('layers.', 'layer ')} has non-finite values")
+            if tensor.nbytes > size or not tensor.float().isfinite().all():
+                name = key.replace("layers.", "layer ")
+                raise ValueError(f"{name} has non-finite values, or more than the file")
     except Exception as error:  # whatever a damaged or hostile zip brings
         reason = str(error).partition("\n")[0][:160] or type(error).__name__
         raise ValueError(f"{path}: cannot be read as a checkpoint: {reason}") from None
