@@ -43,6 +43,17 @@ def test_keys_of_a_recipe_change_net_and_every_head_alone(tmp_path):
     assert changed.sections[1:] == heads
 
 
+@pytest.mark.parametrize(("keys", "found"), [
+    ("[net]\npolicy=steps\nsteps=1,2\nscales=.1", "steps"), ("[net]\nchannels=4", "channels=4"),
+    ("[yolo]\ncounters_per_class=1,2,3", "counters_per_class"),
+])  # fmt: skip
+def test_keys_of_a_recipe_that_do_not_fit_the_cfg_are_refused(tmp_path, keys, found):
+    (tmp_path / "my.recipe").write_text(keys)
+    network = parse_cfg("[net]\nwidth=8\n[yolo]\nanchors=1,1\nclasses=1\n")
+    with pytest.raises(ValueError, match=rf"^cfg:\d: \[\w+\] {found}"):
+        with_recipe(network, read_recipe(str(tmp_path / "my.recipe")))
+
+
 def test_flags_override_the_recipe_and_the_recipe_overrides_the_cfg(tmp_path):
     recipe = "# mine\n[train]\nepochs=50\n[net]\nbatch=2\nlearning_rate=.1 # fast\nhue=.3\n"
     (tmp_path / "my.recipe").write_text(recipe)

@@ -316,15 +316,22 @@ def parse_cfg(text: str, name: str = "cfg") -> Network:
         if kind == "yolo" and len(anchors) != count:  # as in Darknet
             warnings.warn(f"{name}:{line}: [yolo] has {len(anchors)} anchors, but num={count}")
             values["anchors"] = (*anchors, *[(0.5, 0.5)] * count)[:count]
-        sections.append(section := KINDS[kind](**values, lines=lines))
-        if kind == "yolo" and len(section.counters_per_class) not in (0, section.classes):
-            raise ValueError(
-                f"{name}:{lines['counters_per_class']}: [yolo] counters_per_class has "
-                f"{len(section.counters_per_class)} numbers, but classes={section.classes}"
-            )
+        sections.append(KINDS[kind](**values, lines=lines))
     if not sections or not isinstance(net := sections.pop(0), Net):
         raise ValueError(f"{name}: does not start with [net], expected a Darknet .cfg")
-    network = Network(net, tuple(sections), name)
+    return checked(Network(net, tuple(sections), name))
+
+
+def checked(network):
+    """The network.  Raises ValueError for keys that do not fit each other."""
+    net = network.net
+    for section in network.sections:
+        counters = getattr(section, "counters_per_class", ())
+        if counters and len(counters) != section.classes:
+            raise ValueError(
+                f"{network.where(section, 'counters_per_class')} counters_per_class has "
+                f"{len(counters)} numbers, but classes={section.classes}"
+            )
     if net.channels not in (1, 3):
         where = network.where(net, "channels")
         raise ValueError(f"{where} channels={net.channels}, expected 3 or, for grey images, 1")

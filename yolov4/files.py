@@ -238,7 +238,7 @@ def download(remote: Remote, path: str | Path) -> Path:
     if part.is_symlink():  # curl would write to where it leads
         part.unlink()
     command = "curl", "-fL", "--proto", "=http,https", "--retry", "5", "--speed-time", "30"
-    command += "--continue-at", "-", "-o", part
+    command += "--max-filesize", str(remote.size), "--continue-at", "-", "-o", part
     for url in remote.urls if shutil.which("curl") else ():
         code, had = 1, -1
         while code and had < _size(part) < remote.size:  # again as long as something comes

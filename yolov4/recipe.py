@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from math import ceil
 from typing import NamedTuple
 
-from yolov4.cfg import Yolo, raw_sections, read_cfg, section_values, strict
+from yolov4.cfg import Yolo, checked, raw_sections, read_cfg, section_values, strict
 from yolov4.files import own_file, read_text
 from yolov4.graph import find_heads, plan_layers
 from yolov4.networks import PRESETS, build
@@ -96,7 +96,8 @@ def with_recipe(network, recipe):
         replace(section, **recipe.yolo) if isinstance(section, Yolo) else section
         for section in network.sections
     )
-    return network._replace(net=replace(network.net, **recipe.net), sections=tuple(sections))
+    net = replace(network.net, **recipe.net)
+    return checked(network._replace(net=net, sections=tuple(sections)))
 
 
 def with_yolov5_heads(network):
