@@ -333,6 +333,16 @@ def test_a_full_memory_takes_more_subdivisions_and_the_run_goes_on(work):
     assert trained(work, "run", resume=True, eval_every=0) == expected
 
 
+@pytest.mark.parametrize("part", ["model", "optimiser", "scaler"])
+def test_a_checkpoint_whose_parts_do_not_fit_is_refused(work, part):
+    write_cfg(work, iterations=2)
+    trained(work, "run", eval_every=0)
+    path = work / "runs/run/last.pt"
+    save_checkpoint(path, load_checkpoint(path) | {part: {"scale": torch.zeros(3)}})
+    with pytest.raises(ValueError, match=f"last.pt: its {part} does not fit"):
+        training(work, "run", resume=True, eval_every=0, amp="fp16")
+
+
 def no_gpu_memory(*_):
     raise torch.OutOfMemoryError
 

@@ -112,7 +112,14 @@ class Updater:
         if ema or (state and state["ema"]):
             self._start_average()
         for key, part in self.parts.items() if state else ():
-            part.load_state_dict(state[key])
+            try:
+                part.load_state_dict(state[key])
+            except Exception as error:  # of any kind, by what is missing or has another shape
+                if out_of_memory(error):
+                    raise
+                raise ValueError(
+                    f"last.pt: its {key} does not fit its cfg: {error!r:.160}"
+                ) from None
         self.stops = [getattr(section, "stopbackward", 0) for section in model.sections]
         self.mini_batches, self.parallel = max(self.net.subdivisions, world) // world, model
         self.cuts = 1  # parts of each mini-batch that comes
