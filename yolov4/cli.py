@@ -324,7 +324,10 @@ def val(words):
     check(protocols, given.coco_json)
     detector = make_detector(given, files)
     names, difficult = detector.names, given.difficult or data.get("difficult")
-    evaluator = collect(detector, images, difficult=difficult, batch=given.batch, progress=True)
+    left_out = []
+    options = {"difficult": difficult, "batch": given.batch, "progress": True}
+    options["on_error"] = lambda error: left_out.append(complain(error))
+    evaluator = collect(detector, images, **options)
     limits = {"iou_thresh": given.iou_thresh, "points": int(given.points)}
     results = measure(evaluator, names, protocols, **limits, **coco)
     tables = {protocol: result.table(names) for protocol, result in results.items()}
@@ -350,6 +353,8 @@ sources SOURCE*       images, folders, .txt lists, globs, videos, a camera's num
 --out FOLDER         for the images (default: runs/detect, then runs/detect-2 ...)
 --save-crops         every object as OUT/crops/CLASS/NAME_NUMBER.jpg
 --codec avc1|vp09|mp4v  of videos (default: the first that OpenCV writes here)
+    if left_out:
+        sys.exit(1)
 --save-txt           OUT/labels/NAME.txt: class cx cy w h, for training
 --json FILE          all detections, with Darknet's keys
 --show               open a window too; q or Esc ends

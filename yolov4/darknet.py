@@ -120,9 +120,8 @@ def measure(found, data, _, flags):
     """The mAP of the list `valid`."""
     print("\n calculation mAP (mean average precision)...")
     confidence, overlap = flags.thresh, float(flags.iou_thresh or 0.5)
-    evaluator = collect(
-        found, data["valid"], difficult=data.get("difficult"), confidence=confidence
-    )
+    options, failed = {"difficult": data.get("difficult"), "confidence": confidence}, []
+    evaluator = collect(found, data["valid"], on_error=failed.append, **options)
     result = evaluator.result(overlap, points := int(flags.points or 0))
     print_layers(found)
     print(
@@ -147,6 +146,8 @@ def measure(found, data, _, flags):
     print(f"\n IoU threshold = {overlap * 100:2.0f} %, used {points} ")
     mean = f"{result.map:f}, or {result.map * 100:2.2f} %"
     print(f" mean average precision (mAP@{overlap:.2f}) = {mean} ")
+    if failed:
+        raise ValueError("; ".join(map(str, failed)))
 
 
 def demo(found, data, source, flags):
