@@ -27,7 +27,7 @@ from tqdm import tqdm
 from yolov4.boxes import relative_boxes
 from yolov4.data import label_path, read_image_list
 from yolov4.detector import WORKERS, about
-from yolov4.files import IMAGES, MARK, VIDEOS, finite, foreign, fresh, utf8_path
+from yolov4.files import IMAGES, MARK, VIDEOS, finite, foreign, fresh, regular, utf8_path
 from yolov4.plots import draw_detections, write_picture
 
 CODECS = "avc1", "vp09", "mp4v"  # H.264 and VP9 play in browsers
@@ -78,6 +78,8 @@ class Video:
     def __init__(self, source, every=1, ahead=8, reconnect=60.0, say=print):
         self.source, self.every, self.reconnect, self.say = source, every, reconnect, say
         self.place = int(source) if source.isdigit() else source
+        if not source.isdigit():
+            regular(source)
         with utf8_path(source) as name:
             self.capture = cv2.VideoCapture(self.place if source.isdigit() else name)
         opened, image = self.capture.read()
