@@ -15,7 +15,7 @@ from yolov4 import anchors, runs
 from yolov4.data import label_path
 from yolov4.detector import Detector, about
 from yolov4.evaluation import collect
-from yolov4.files import foreign
+from yolov4.files import FOREIGN, foreign, fresh
 from yolov4.model import Darknet
 from yolov4.plots import draw_detections, write_picture
 from yolov4.training import Training
@@ -82,7 +82,7 @@ def test(found, data, source, flags):
                     label_path(path).write_text(text, encoding="utf-8")
                 try:
                     drawn = draw_detections(each.image, each.detections, found.names)
-                    write_picture(Path("predictions.jpg"), drawn)
+                    write_picture(fresh(Path("predictions.jpg"), "."), drawn)
                 except Exception as error:
                     failed.append(about(path, error))
     if failed:
@@ -155,7 +155,7 @@ def demo(found, data, source, flags):
     given = {"thresh": flags.thresh, "nms": 0.45, "batch": None, "every": 1}
     given |= {"reconnect": 60.0, "codec": None, "classes": None, "show": not flags.dont_show}
     if flags.out_filename and foreign(Path(flags.out_filename)):
-        raise ValueError(f"{flags.out_filename}: written by others; --force replaces it")
+        raise ValueError(f"{flags.out_filename}: {FOREIGN}")
     with tempfile.TemporaryDirectory() as folder:
         source = source or flags.c or "0"
         output = Output(folder, found.names, [source], False, None)

@@ -189,6 +189,9 @@ class Output:
             stem, video = path.stem.lower(), suffix == ".mp4"  # some file systems ignore case
             base = stem if video else FRAME.sub("", stem)
             taken = stem in self.stems or (base, not video) in self.stems
+            label = self.labels and self.labels / f"{path.stem}{'_000001' if video else ''}.txt"
+            # a label is of an earlier call where its picture is
+            taken |= bool(label) and label.exists() and not path.exists()
             if not (taken or os.path.realpath(path) in self.taken or foreign(path)):
                 self.stems |= {stem, (base, video)}
                 return fresh(path, self.folder)
@@ -224,8 +227,11 @@ class Output:
 
     def close(self):
         if self.json:
-            with self.json:
-                self.json.write("[]\n" if self.before == "[\n" else "\n]\n")
+            try:
+                with self.json:
+                    self.json.write("[]\n" if self.before == "[\n" else "\n]\n")
+            except OSError as error:  # of a full disk, without a name
+                raise OSError(error.errno, error.strerror, self.json.name) from None
 
 
 def label_text(detections, image_size):
