@@ -305,6 +305,19 @@ def test_val_reads_data_files(call, run_folder, tmp_path):
     assert code == 1 and "x.data: " in err and err.count("\n") == 1
 
 
+def test_val_leaves_out_what_cannot_be_read(call, run_folder, tmp_path):
+    (tmp_path / "images/3.png").write_text("nothing")
+    (tmp_path / "images/4.txt").write_text("7 .5 .5 .5 .5\n")
+    code, out, err = call("val", "--json", "r.json", "--report", "report")
+    assert code == 1 and err.count("\n") == 2 and "4.txt: class 7" in err and "3.png" in err
+    assert json.loads((tmp_path / "r.json").read_text())["images"] == 8
+    assert (tmp_path / "report/report.html").exists()
+    (tmp_path / "x.data").write_text("valid=valid.txt\nnames=runs/x/x.names\n")
+    words = "map", "x.data", run_folder / "x.cfg", run_folder / "x_best.weights"
+    code, out, err = call("detector", *words)
+    assert code == 1 and "TP = 8" in out and err.count("\n") == 1 and "3.png" in err
+
+
 def test_val_gives_all_protocols_from_one_pass(call, run_folder, tmp_path, monkeypatch):
     protocols = ("--protocols", "darknet", "voc", "coco")
     code, out, _ = call("val", *protocols, "--json", "all.json", "--coco-results", "sent.json")
@@ -580,6 +593,42 @@ def test_detect_writes_over_nothing_that_is_not_its_own(call, weights, tmp_path)
     (tmp_path / "linked/labels").symlink_to(label.parent)
     assert call("detect", source, *files, "linked")[0] == 1
     assert label.read_text() == "0 .1 .1 .1 .1\n" and mine.read_bytes() == before
+
+
+def test_detect_keeps_labels_and_crops_of_others(call, weights, tmp_path):
+    """A label is its own where the picture of an earlier call is; a full disk is named."""
+    source, crop = draw(tmp_path / "a.png"), draw(tmp_path / "out/crops/cat/b_1.jpg", grey=7)
+    label, before = tmp_path / "out/labels/a.txt", crop.read_bytes()
+    label.parent.mkdir()
+    label.write_text("0 .1 .1 .1 .1\n")
+    files = ("--weights", weights, "--out", "out")
+    for _ in range(2):
+        assert call("detect", source, *files, "--save-txt")[0] == 0
+    assert label.read_text() == "0 .1 .1 .1 .1\n"
+    assert {path.name for path in label.parent.iterdir()} == {"a.txt", "a_2.txt"}
+    code, out, err = call("detect", draw(tmp_path / "b.png"), source, *files, "--save-crops")
+    assert code == 1 and "b_1.jpg: " in err and err.count("\n") == 1 and "a.png: cat" in out
+    assert crop.read_bytes() == before
+    if Path("/dev/full").exists():
+        code, _, err = call("detect", source, *files, "--json", "/dev/full")
+        assert code == 1 and "/dev/full: No space" in err
+
+
+@pytest.mark.parametrize("arguments", [
+    "val --json images/3.txt", "val --json valid.txt", "val --json runs/x/x_best.weights",
+    "val --protocols coco --coco-results images/3.txt", "cfg shapes --out valid.txt",
+    "anchors valid.txt --cfg runs/x/x.cfg --out valid.txt", "cfg shapes --out x.data",
+    "anchors valid.txt --cfg o.cfg --out o.cfg", "partial o.cfg runs/x/x_best.weights o.cfg 1",
+])  # fmt: skip
+def test_what_is_read_is_not_written(call, run_folder, tmp_path, arguments):
+    (tmp_path / "x.data").write_text("mine")
+    (tmp_path / "images/9.txt").write_text("0 .5 .5 .25 .5\n")
+    (tmp_path / "o.cfg").write_text(f"{files.WRITTEN} cfg\n{CFG}")
+    path = next(tmp_path / word for word in arguments.split()[::-1] if (tmp_path / word).is_file())
+    before = path.read_bytes()
+    code, _, err = call(*arguments.split())
+    assert code == 1 and path.name in err and err.count("\n") == 1
+    assert path.read_bytes() == before
 
 
 def test_tools_replace_what_they_wrote_and_nothing_else(call, run_folder, tmp_path):

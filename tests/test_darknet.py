@@ -111,6 +111,17 @@ def test_detector_demo_writes_the_video(small, call):
     assert code == 1 and "v.avi: " in err and source.read_bytes() == before
 
 
+def test_detector_test_keeps_a_picture_of_others(small, call):
+    picture = draw(small / "predictions.jpg", grey=7)
+    before, words = picture.read_bytes(), ("test", "x.data", "x.cfg", "x.weights", "0.png")
+    code, out, err = call("detector", *words, "-dont_show")
+    assert code == 1 and "cat: 100%" in out and "predictions.jpg: " in err
+    assert picture.read_bytes() == before
+    picture.unlink()
+    for _ in range(2):
+        assert call("detector", *words, "-dont_show")[0] == 0
+
+
 def test_detector_calc_anchors_and_partial(small, call):
     flags = ("-num_of_clusters", 2, "-width", 416, "-height", 416)
     code, out, _ = call("detector", "calc_anchors", "x.data", *flags)

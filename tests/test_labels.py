@@ -585,6 +585,17 @@ def test_voc_is_downloaded_from_the_mirror_and_unpacked(server, tmp_path, monkey
     assert label.read_text() == CAT_TEXT
 
 
+def test_a_data_set_is_not_converted_onto_itself(tmp_path):
+    draw(tmp_path / "a.png").with_suffix(".txt").write_text("0 .5 .5 .5 .5\n")
+    text(tmp_path / "train.txt", "a.png\n")
+    text(tmp_path / "x.data", "classes=1\ntrain=train.txt\n")
+    before = files_of(tmp_path)
+    for source in (tmp_path / "x.data", tmp_path):
+        with pytest.raises(ValueError, match="is the source"):
+            convert([source], tmp_path)
+    assert files_of(tmp_path) == before
+
+
 def test_labels_follow_no_link_and_pictures_stay(tmp_path):
     """A label that is a hard link, a folder of labels that leads elsewhere, a folder of images."""
     source, mine, out = tmp_path / "d/a.png", tmp_path / "mine", tmp_path / "out"

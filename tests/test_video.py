@@ -148,3 +148,10 @@ def test_a_closed_stream_is_not_waited_for():
             video.thread.join(0.01)
         video.close()
     assert not video.thread.is_alive()
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has none in folders")
+def test_a_fifo_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "a.mp4")
+    with pytest.raises(ValueError, match="no regular file"):
+        Video(str(tmp_path / "a.mp4"))

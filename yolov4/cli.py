@@ -12,6 +12,7 @@ import sys
 import warnings
 from argparse import BooleanOptionalAction
 from contextlib import closing, contextmanager, nullcontext, suppress
+from contextvars import copy_context
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
@@ -29,7 +30,16 @@ from yolov4.cfg import (
     read_cfg,
     read_names,
 )
-from yolov4.files import FORCE, PRETRAINED, WRITTEN, own_file, pretrained, printable, replacing
+from yolov4.files import (
+    FORCE,
+    PRETRAINED,
+    READ,
+    WRITTEN,
+    own_file,
+    pretrained,
+    printable,
+    replacing,
+)
 from yolov4.networks import PRESETS, cfg_text, project_files
 from yolov4.recipe import CFG, DATA, WEIGHTS, read_recipe
 
@@ -53,6 +63,11 @@ def say(line):
 def write(path, text):
     with replacing(path) as part:
         part.write_text(text, "utf-8", "backslashreplace", "\n")
+
+
+def expect_suffix(path, *suffixes):
+    if (found := Path(path).suffix) not in suffixes:
+        raise ValueError(f"{path}: found suffix {found!r}, expected {' or '.join(suffixes)}")
 
 
 def make_printable(stream):
@@ -351,7 +366,10 @@ def val(words):
     check(protocols, given.coco_json)
     detector = make_detector(given, files)
     names, difficult = detector.names, given.difficult or data.get("difficult")
-    evaluator = collect(detector, images, difficult=difficult, batch=given.batch, progress=True)
+    left_out = []
+    options = {"difficult": difficult, "batch": given.batch, "progress": True}
+    options["on_error"] = lambda error: left_out.append(complain(error))
+    evaluator = collect(detector, images, **options)
     limits = {"iou_thresh": given.iou_thresh, "points": int(given.points)}
     results = measure(evaluator, names, protocols, **limits, **coco)
     tables = {protocol: result.table(names) for protocol, result in results.items()}
@@ -362,6 +380,8 @@ def val(words):
         notes = [table for protocol, table in tables.items() if protocol != "darknet"]
         found = evaluator.records, evaluator.result(**limits), names
         print(report.write(given.report, *found, notes=notes, run=files.run))
+    if left_out:
+        sys.exit(1)
 
 
 DETECT = """
@@ -451,8 +471,8 @@ def convert(words):
         source, target = run / "last.pt", run / f"{run.name}.weights"
         given.weights = source
         print(f"taking the newest run: {source} -> {target}")
-    if target.suffix not in (".weights", ".pt") and given.upto is None:
-        raise ValueError(f"{target}: found suffix {target.suffix!r}, expected .weights or .pt")
+    if given.upto is None:
+        expect_suffix(target, ".weights", ".pt")
     if target.resolve() == source.resolve():
         raise ValueError(f"{target}: is the source itself, expected another file")
     if given.ema and not weights.load_checkpoint(source)["ema"]:
@@ -539,8 +559,7 @@ def export(words):
 
     files = find_files(given)
     out = Path(given.out or files.weights.with_suffix(".onnx"))
-    if out.suffix != ".onnx":
-        raise ValueError(f"{out}: found suffix {out.suffix!r}, expected .onnx")
+    expect_suffix(out, ".onnx")
     print(files, flush=True)
     model, names = load_network(files.weights, files.cfg)
     nms = Suppression(given.thresh, given.nms_thresh) if given.nms else None
@@ -630,6 +649,8 @@ def anchors(words):
     from yolov4.report import write_data
 
     given.cfg = given.cfg and own_file(given.cfg, ".cfg")
+    if given.out:
+        expect_suffix(given.out, ".cfg")
     network = read_cfg(given.cfg) if given.cfg else None
     new, _, lines = fit(given.list, network, given.size, given.num, given.seed)
     print(*lines, sep="\n")
@@ -713,6 +734,7 @@ def cfg(words):
     except ValueError as error:
         parser.error(error)
     if out:
+        expect_suffix(out, ".cfg")
         write(out, text)
     else:
         sys.stdout.write(text)
@@ -741,16 +763,18 @@ def main(name: str | None = None) -> None:
         parser = argparse.ArgumentParser(
             "yolov4",
             epilog="yolov4 COMMAND --help lists its options.  With all: --traceback shows where an "
-            "error is, --force replaces pictures, .cfg and .names that others wrote.",
+            "error is, --force replaces what is read, and pictures, .cfg and .names of others.",
         )
         parser.add_argument("command", choices=commands)
         name, words = parser.parse_args(words[:1]).command, words[1:]
         program = f"yolov4 {name}"
-    FORCE.set("--force" in sys.argv or name == "train")
+    context = copy_context()  # ends with the command
+    context.run(FORCE.set, "--force" in sys.argv or name == "train")
+    context.run(READ.set, {})
     for stream in "stdout", "stderr":
         if not getattr(sys, stream):  # closed
             setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))
         make_printable(getattr(sys, stream))
     with nullcontext() if "--traceback" in sys.argv else one_line_errors():
         sys.argv = [program, *words]  # for messages
-        commands[name](words)
+        context.run(commands[name], words)

@@ -15,7 +15,7 @@ from yolov4 import anchors, runs
 from yolov4.data import label_path
 from yolov4.detector import Detector, about
 from yolov4.evaluation import collect
-from yolov4.files import foreign
+from yolov4.files import FOREIGN, foreign, fresh
 from yolov4.model import Darknet
 from yolov4.plots import draw_detections, write_picture
 from yolov4.training import Training
@@ -82,7 +82,7 @@ def test(found, data, source, flags):
                     label_path(path).write_text(text, encoding="utf-8")
                 try:
                     drawn = draw_detections(each.image, each.detections, found.names)
-                    write_picture(Path("predictions.jpg"), drawn)
+                    write_picture(fresh(Path("predictions.jpg"), "."), drawn)
                 except Exception as error:
                     failed.append(about(path, error))
     if failed:
@@ -120,9 +120,8 @@ def measure(found, data, _, flags):
     """The mAP of the list `valid`."""
     print("\n calculation mAP (mean average precision)...")
     confidence, overlap = flags.thresh, float(flags.iou_thresh or 0.5)
-    evaluator = collect(
-        found, data["valid"], difficult=data.get("difficult"), confidence=confidence
-    )
+    options, failed = {"difficult": data.get("difficult"), "confidence": confidence}, []
+    evaluator = collect(found, data["valid"], on_error=failed.append, **options)
     result = evaluator.result(overlap, points := int(flags.points or 0))
     print_layers(found)
     print(
@@ -147,6 +146,8 @@ def measure(found, data, _, flags):
     print(f"\n IoU threshold = {overlap * 100:2.0f} %, used {points} ")
     mean = f"{result.map:f}, or {result.map * 100:2.2f} %"
     print(f" mean average precision (mAP@{overlap:.2f}) = {mean} ")
+    if failed:
+        raise ValueError("; ".join(map(str, failed)))
 
 
 def demo(found, data, source, flags):
@@ -154,7 +155,7 @@ def demo(found, data, source, flags):
     given = {"thresh": flags.thresh, "nms": 0.45, "batch": None, "every": 1}
     given |= {"reconnect": 60.0, "codec": None, "classes": None, "show": not flags.dont_show}
     if flags.out_filename and foreign(Path(flags.out_filename)):
-        raise ValueError(f"{flags.out_filename}: written by others; --force replaces it")
+        raise ValueError(f"{flags.out_filename}: {FOREIGN}")
     with tempfile.TemporaryDirectory() as folder:
         source = source or flags.c or "0"
         output = Output(folder, found.names, [source], False, None)

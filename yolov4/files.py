@@ -23,12 +23,14 @@ IMAGES = (
     ".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm",
 )  # fmt: skip
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
-PROTECTED = *IMAGES, *VIDEOS, ".cfg", ".names"
+PROTECTED = *IMAGES, *VIDEOS, ".cfg", ".data", ".names"
 FORCE = ContextVar("FORCE", default=False)  # whether `foreign` files are replaced too
+READ = ContextVar("READ")  # real paths of a command: whether it read them before it wrote them
 WRITTEN = "# Written by: python -m yolov4"  # begins our .cfg and .data
 MARK = b"\0\0\0\x0efreeyolov4"  # ends our pictures and videos; decoders pass over such a box
 # \r moves the progress bar, alone at an end of what is written
 UNPRINTABLE = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff]|(?!\A)\r(?!\Z)")
+FOREIGN = "is read here or written by others; --force replaces it"
 HERE = Path(__file__).resolve().parent
 # cfgs, recipes, .data and .names of the project: in the package, or beside it in a checkout
 CONFIGS = next(filter(Path.is_dir, (HERE / "configs", HERE.parent / "cfg")))
@@ -53,7 +55,7 @@ def replacing(path, keep=None):
                 file.flush()
             os.fsync(file.fileno())
         if foreign(path) and not beside.read_bytes().endswith(path.read_bytes()):
-            raise OSError(errno.EEXIST, "written by others; --force replaces it")
+            raise OSError(errno.EEXIST, FOREIGN)
         if keep and path.exists():  # a second link: at no moment is there no `path`
             Path(keep).unlink(missing_ok=True)
             try:
@@ -61,6 +63,7 @@ def replacing(path, keep=None):
             except OSError:  # a file system without links
                 shutil.copyfile(path, keep)
         os.replace(beside, path)
+        READ.get({})[os.path.realpath(path)] = False
         with contextlib.suppress(OSError):  # Windows opens no folders
             folder = os.open(path.parent, os.O_RDONLY)
             os.fsync(folder)  # the rename itself
@@ -77,13 +80,19 @@ def regular(path):
     """The path.  Raises ValueError for a FIFO, a device or a folder: reading may never end."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise ValueError(f"{path}: is no regular file, expected one")
+    READ.get({}).setdefault(os.path.realpath(path), True)
     return Path(path)
 
 
 def foreign(path):
-    """Whether a picture, video, .cfg or .names is there that this package did not write, as a mark
-    tells; that of a .names is in the .cfg or .data beside it.  Never with FORCE."""
-    if FORCE.get() or path.suffix.lower() not in PROTECTED or not path.is_file():
+    """Whether a file is there that this command reads; or a picture, video, .cfg, .data or .names
+    that this package did not write, as a mark tells; that of a .names is in the .cfg or .data
+    beside it.  Never with FORCE."""
+    if FORCE.get() or not path.is_file():
+        return False
+    if READ.get({}).get(os.path.realpath(path)):
+        return True
+    if path.suffix.lower() not in PROTECTED:
         return False
     suffixes = (".cfg", ".data") if path.suffix == ".names" else (path.suffix,)
     return not any(map(_is_marked, map(path.with_suffix, suffixes)))
@@ -99,10 +108,12 @@ def _is_marked(path):
 
 def fresh(path, root):
     """The path, for a new file below the folder `root`, which is made; what is there goes, a link
-    too.  Raises ValueError for a folder that is a link out of root."""
+    too.  Raises ValueError for what is `foreign` and for a folder that is a link out of root."""
     folder = os.path.realpath(path.parent)
     if not Path(folder).is_relative_to(os.path.realpath(root)):
         raise ValueError(f"{path.parent}: leads to {folder}, expected a folder in {root}")
+    if foreign(path):
+        raise ValueError(f"{path}: {FOREIGN}")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.unlink(missing_ok=True)
     return path

@@ -562,6 +562,8 @@ def convert(sources, out=None, *, sets=None, names=None, keep_difficult=False, b
     if folder.name == "annotations":
         folder = folder.parent
     out = _absolute(out or f"data/{folder.name}")
+    if os.path.realpath(out) == os.path.realpath(folder):
+        raise ValueError(f"{out}: is the source, expected another --out")
     found, parsed = Conversion(folder, out, beside), []
     whole = files[0].is_dir()
     files = found.files if whole else files

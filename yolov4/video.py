@@ -27,7 +27,7 @@ from tqdm import tqdm
 from yolov4.boxes import relative_boxes
 from yolov4.data import label_path, read_image_list
 from yolov4.detector import WORKERS, about
-from yolov4.files import IMAGES, MARK, VIDEOS, finite, foreign, fresh, utf8_path
+from yolov4.files import IMAGES, MARK, VIDEOS, finite, foreign, fresh, regular, utf8_path
 from yolov4.plots import draw_detections, write_picture
 
 CODECS = "avc1", "vp09", "mp4v"  # H.264 and VP9 play in browsers
@@ -78,6 +78,8 @@ class Video:
     def __init__(self, source, every=1, ahead=8, reconnect=60.0, say=print):
         self.source, self.every, self.reconnect, self.say = source, every, reconnect, say
         self.place = int(source) if source.isdecimal() else source
+        if not source.isdecimal():
+            regular(source)
         with utf8_path(source) as name:
             self.capture = cv2.VideoCapture(self.place if source.isdecimal() else name)
         opened, image = self.capture.read()
@@ -187,6 +189,9 @@ class Output:
             stem, video = path.stem.lower(), suffix == ".mp4"  # some file systems ignore case
             base = stem if video else FRAME.sub("", stem)
             taken = stem in self.stems or (base, not video) in self.stems
+            label = self.labels and self.labels / f"{path.stem}{'_000001' if video else ''}.txt"
+            # a label is of an earlier call where its picture is
+            taken |= bool(label) and label.exists() and not path.exists()
             if not (taken or os.path.realpath(path) in self.taken or foreign(path)):
                 self.stems |= {stem, (base, video)}
                 return fresh(path, self.folder)
@@ -222,8 +227,11 @@ class Output:
 
     def close(self):
         if self.json:
-            with self.json:
-                self.json.write("[]\n" if self.before == "[\n" else "\n]\n")
+            try:
+                with self.json:
+                    self.json.write("[]\n" if self.before == "[\n" else "\n]\n")
+            except OSError as error:  # of a full disk, without a name
+                raise OSError(error.errno, error.strerror, self.json.name) from None
 
 
 def label_text(detections, image_size):
