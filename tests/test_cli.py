@@ -147,7 +147,8 @@ def test_each_bad_source_costs_itself_alone(weights, tmp_path):
     cv2.imwrite(str(tmp_path / "wide.png"), np.zeros((1, 100000, 3), np.uint8))
     (tmp_path / "none").mkdir()
     good = [draw(tmp_path / f"{number}.png") for number in range(2)]
-    bad = "a" * 300 + ".png", "loop.png", "bomb.png", "wide.png", "none", "gone.txt"
+    os.truncate(write_video(tmp_path / "cut.avi", 2), 400)
+    bad = "a" * 300 + ".png", "loop.png", "bomb.png", "wide.png", "none", "gone.txt", "cut.avi"
     command = [sys.executable, ROOT / "detect.py", good[0], *bad, good[1], "--weights", weights]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout.count("cat: 100%") == 2
