@@ -152,7 +152,8 @@ def test_each_bad_source_costs_itself_alone(weights, tmp_path):
     cv2.imwrite(str(tmp_path / "wide.png"), np.zeros((1, 100000, 3), np.uint8))
     (tmp_path / "none").mkdir()
     good = [draw(tmp_path / f"{number}.png") for number in range(2)]
-    bad = "a" * 300 + ".png", "loop.png", "bomb.png", "wide.png", "none", "gone.txt"
+    os.truncate(write_video(tmp_path / "cut.avi", 2), 400)
+    bad = "a" * 300 + ".png", "loop.png", "bomb.png", "wide.png", "none", "gone.txt", "cut.avi"
     command = [sys.executable, ROOT / "detect.py", good[0], *bad, good[1], "--weights", weights]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout.count("cat: 100%") == 2
@@ -308,14 +309,17 @@ def test_val_reads_data_files(call, run_folder, tmp_path):
 def test_val_leaves_out_what_cannot_be_read(call, run_folder, tmp_path):
     (tmp_path / "images/3.png").write_text("nothing")
     (tmp_path / "images/4.txt").write_text("7 .5 .5 .5 .5\n")
+    with (tmp_path / "valid.txt").open("a") as file:
+        file.write(f"\n{'a' * 300}.png")
     code, out, err = call("val", "--json", "r.json", "--report", "report")
-    assert code == 1 and err.count("\n") == 2 and "4.txt: class 7" in err and "3.png" in err
+    assert code == 1 and err.count("\n") == 4 and "4.txt: class 7" in err and "3.png" in err
+    assert "a.png: no such image" in err
     assert json.loads((tmp_path / "r.json").read_text())["images"] == 8
     assert (tmp_path / "report/report.html").exists()
     (tmp_path / "x.data").write_text("valid=valid.txt\nnames=runs/x/x.names\n")
     words = "map", "x.data", run_folder / "x.cfg", run_folder / "x_best.weights"
     code, out, err = call("detector", *words)
-    assert code == 1 and "TP = 8" in out and err.count("\n") == 1 and "3.png" in err
+    assert code == 1 and "TP = 8" in out and err.count("\n") == 2 and "3.png" in err
 
 
 def test_val_gives_all_protocols_from_one_pass(call, run_folder, tmp_path, monkeypatch):

@@ -94,9 +94,16 @@ def test_json_and_labels(tmp_path):
     assert first["objects"][2] == {"class_id": 0, "name": "cat", "confidence": 0.75,
                                    "relative_coordinates": pytest.approx(place)}  # fmt: skip
     assert second == {"frame_id": 4, "filename": "ü.png", "objects": []}
-    with closing(Output(tmp_path, ["cat"], [], False, tmp_path / "o.json")) as output:
+    with closing(Output(tmp_path, ["cat"], [], False, tmp_path / "o.json", True)) as output:
         boxes, image = torch.tensor([[-math.inf, 0, math.inf, 9]]), np.zeros((9, 9, 3), np.uint8)
-        output.add("a", "a", image, Detections(boxes, torch.ones(1), torch.zeros(1).long()), 1)
+        output.add(
+            "a",
+            "a",
+            image,
+            Detections(boxes, torch.ones(1), torch.zeros(1).long(), names=["cat"]),
+            1,
+        )
+    assert cv2.imread(str(tmp_path / "crops/cat/a_1.jpg")).shape == (9, 9, 3)
     text = (tmp_path / "o.json").read_text()
     (record,) = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
     assert record["objects"][0]["relative_coordinates"]["width"] is None

@@ -46,6 +46,10 @@ from yolov4.recipe import CFG, DATA, WEIGHTS, read_recipe
 # A command imports the rest after parsing: torch takes seconds, and --help does not need it.
 
 MACHINE = {"device", "workers", "cache"}  # settings that may change when a run is resumed
+QUIET = {  # unreadable files get a line of our own; CV_MJPEG prints bytes of them
+    "OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8",
+    "OPENCV_VIDEOIO_PRIORITY_CV_MJPEG": "0",
+}  # fmt: skip
 SHOWN = 8  # images of the validation list that detect takes without arguments
 CALIBRATED, TIMED = 300, 50  # images for the ranges of an int8 network, at most, and for its time
 OPENCV_LIMIT = 5e-5  # OpenCV rounds convolutions differently; wrong weights are off by far more
@@ -410,8 +414,6 @@ def detect(words):
     given = parser.parse_args(words)
     if given.weights and not given.sources:
         parser.error("--weights without anything to detect on: give SOURCE")
-    # unreadable files get a line of our own
-    os.environ |= {"OPENCV_LOG_LEVEL": "SILENT", "OPENCV_FFMPEG_LOGLEVEL": "-8"} | os.environ
 
     from yolov4.data import read_image_list
     from yolov4.runs import new_run_folder, validation_list
@@ -768,6 +770,7 @@ def main(name: str | None = None) -> None:
         parser.add_argument("command", choices=commands)
         name, words = parser.parse_args(words[:1]).command, words[1:]
         program = f"yolov4 {name}"
+    os.environ |= QUIET | os.environ
     context = copy_context()  # ends with the command
     context.run(FORCE.set, "--force" in sys.argv or name == "train")
     context.run(READ.set, {})

@@ -69,7 +69,8 @@ def read_image_list(path):
         images = [Path(file) for file in found if file.lower().endswith(IMAGES)]
     else:
         images = [locate(name, path) for name in read_lines(path)]
-    if not images or not all(0 < len(os.fsencode(image.name)) < 256 for image in images):
+    sizes = [len(os.fsencode(image.name)) for image in images]
+    if not 0 < min(sizes, default=0) < 256:
         raise ValueError(f"{path}: found no image path or one without a usable name")
     if BOXES.search(str(images[0])):
         raise ValueError(
@@ -88,7 +89,7 @@ def outline_box(x, y):
 def read_labels(path):
     """Labels, float32 (n, 5): class, cx, cy, w, h, relative; none where there is no file, as in
     Darknet.  Raises ValueError with file and line for anything else."""
-    rows = [row for _, row in label_rows(path)] if Path(path).exists() else []
+    rows = [row for _, row in label_rows(path)] if os.path.exists(path) else []
     return np.array(rows, np.float32).reshape(-1, 5)
 
 
@@ -119,7 +120,7 @@ def load_image(path):
                 content = np.frombuffer(reply.read(MAX_PIXELS), np.uint8)
         except Exception as error:  # of many classes, whatever a server brings
             raise ValueError(f"{path}: cannot be downloaded: {error}") from None
-    elif Path(path).is_file():
+    elif os.path.isfile(path):
         content = np.fromfile(path, np.uint8)  # cv2.imread needs ASCII under Windows
     else:
         raise ValueError(f"{path}: no such image (`python detect.py` takes folders and globs too)")

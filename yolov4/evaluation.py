@@ -1,6 +1,7 @@
 """mAP of a model on a list of images, as `darknet detector map` measures it.
 Source: Darknet's src/detector.c, validate_detector_map."""
 
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -58,7 +59,7 @@ def collect(
         raise ValueError(f"{name}: found 0 boxes in {len(paths)} images{where}")
     if (torch.cat([*targets.values()])[:, 1:].amax(1) > 2).all():
         raise ValueError(f"{name}: {IN_PIXELS}")
-    if missing := [file for file in files if not file.exists()]:
+    if missing := [file for file in files if not os.path.exists(file)]:
         warnings.warn(
             f"{len(missing)} of {len(paths)} images have no label file and count as empty; the "
             f"first would be {missing[0]}"

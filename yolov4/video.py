@@ -219,7 +219,8 @@ class Output:
             text = label_text(detections, image_size)
             fresh(self.labels / f"{stem}.txt", self.folder).write_text(text)
         for number, (name, _, box) in enumerate(detections if self.crops else (), 1):
-            left, top, right, bottom = (max(0, round(edge)) for edge in box)
+            edges = zip(box, image_size * 2, strict=True)
+            left, top, right, bottom = (round(min(max(0, edge), side)) for edge, side in edges)
             crop = image[top:bottom, left:right]
             if crop.size:
                 place = "crops", re.sub(r"[^\w .-]", "_", name), f"{stem}_{number}.jpg"
