@@ -28,6 +28,7 @@ NOT_RUN = {  # how commands begin that do not run here, and why
     "torchrun --nproc-per-node 8": "needs 8 devices",
     "torchrun --nnodes 2": "needs two machines; test_distributed.py runs two processes",
     "python tests/soak.py": "takes an hour",
+    "python tests/attacks.py": "the same, and the others are run one by one",
     "yolov4 export X.weights X8.onnx": "needs OpenVINO and NNCF",
     "yolov4 val --weights X8.onnx": "the same",
     "python benchmarks/gpu.py": "test_benchmarks.py runs it at toy size",

@@ -22,7 +22,7 @@ from yolov4.decoding import fitted_size
 from yolov4.files import MARK, printable
 
 GREY = 114
-POINTS = 10_000  # iterations that a chart shows, apart from those with a mAP
+POINTS = 2_000  # iterations that a chart shows, apart from those with a mAP
 NAMED = 20  # classes up to which a legend names the curves
 COUNTED = 26  # rows up to which the confusion matrix shows its counts
 BARS = 40  # classes that the histogram shows
