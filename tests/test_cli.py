@@ -622,7 +622,7 @@ def test_detect_keeps_labels_and_crops_of_others(call, weights, tmp_path):
     "val --json images/3.txt", "val --json valid.txt", "val --json runs/x/x_best.weights",
     "val --protocols coco --coco-results images/3.txt", "cfg shapes --out valid.txt",
     "anchors valid.txt --cfg runs/x/x.cfg --out valid.txt", "cfg shapes --out x.data",
-    "anchors valid.txt --cfg o.cfg --out o.cfg", "partial o.cfg runs/x/x_best.weights o.cfg 1",
+    "partial o.cfg runs/x/x_best.weights o.cfg 1",
 ])  # fmt: skip
 def test_what_is_read_is_not_written(call, run_folder, tmp_path, arguments):
     (tmp_path / "x.data").write_text("mine")
@@ -657,6 +657,7 @@ def test_tools_replace_what_they_wrote_and_nothing_else(call, run_folder, tmp_pa
         code, _, err = call(*arguments.split())
         assert code == 1 and path.name in err and path.read_bytes() == b"mine\n", arguments
         assert call(*arguments.split(), "--force")[0] == 0 and path.read_bytes() != b"mine\n"
+    assert call(*"anchors valid.txt --cfg n.cfg --out n.cfg".split())[0] == 0  # in its place
 
 
 def test_upto_is_darknets_partial(call, run_folder, tmp_path):

@@ -54,7 +54,8 @@ def replacing(path, keep=None):
                 file.write(MARK)
                 file.flush()
             os.fsync(file.fileno())
-        if foreign(path) and not beside.read_bytes().endswith(path.read_bytes()):
+        same = _is_marked(path) and _is_marked(beside)  # a cfg of ours changed in its place
+        if foreign(path) and not (same or beside.read_bytes().endswith(path.read_bytes())):
             raise OSError(errno.EEXIST, FOREIGN)
         if keep and path.exists():  # a second link: at no moment is there no `path`
             Path(keep).unlink(missing_ok=True)
