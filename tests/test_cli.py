@@ -657,7 +657,9 @@ def test_tools_replace_what_they_wrote_and_nothing_else(call, run_folder, tmp_pa
         code, _, err = call(*arguments.split())
         assert code == 1 and path.name in err and path.read_bytes() == b"mine\n", arguments
         assert call(*arguments.split(), "--force")[0] == 0 and path.read_bytes() != b"mine\n"
-    assert call(*"anchors valid.txt --cfg n.cfg --out n.cfg".split())[0] == 0  # in its place
+    cfg = tmp_path / "n.cfg"
+    cfg.write_text(re.sub("(anchors *= *)", r"\g<1>1", cfg.read_text()))  # others, of ours
+    assert call("anchors", "valid.txt", "--cfg", cfg, "--out", cfg)[0] == 0
 
 
 def test_upto_is_darknets_partial(call, run_folder, tmp_path):
