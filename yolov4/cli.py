@@ -772,8 +772,9 @@ def main(name: str | None = None) -> None:
         program = f"yolov4 {name}"
     os.environ |= QUIET | os.environ
     context = copy_context()  # ends with the command
-    context.run(FORCE.set, "--force" in sys.argv or name == "train")
-    context.run(READ.set, {})
+    force = "--force" in sys.argv or name == "train"
+    context.run(FORCE.set, force)
+    context.run(READ.set, None if force else {})
     for stream in "stdout", "stderr":
         if not getattr(sys, stream):  # closed
             setattr(sys, stream, os.fdopen(os.open(os.devnull, os.O_WRONLY), "w"))

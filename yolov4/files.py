@@ -25,7 +25,8 @@ IMAGES = (
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".wmv")
 PROTECTED = *IMAGES, *VIDEOS, ".cfg", ".data", ".names"
 FORCE = ContextVar("FORCE", default=False)  # whether `foreign` files are replaced too
-READ = ContextVar("READ")  # real paths of a command: whether it read them before it wrote them
+# real paths of a command: whether it read them before it wrote them; None: no record is kept
+READ = ContextVar("READ", default=None)
 WRITTEN = "# Written by: python -m yolov4"  # begins our .cfg and .data
 MARK = b"\0\0\0\x0efreeyolov4"  # ends our pictures and videos; decoders pass over such a box
 # \r moves the progress bar, alone at an end of what is written
@@ -54,8 +55,10 @@ def replacing(path, keep=None):
                 file.write(MARK)
                 file.flush()
             os.fsync(file.fileno())
-        same = _is_marked(path) and _is_marked(beside)  # a cfg of ours changed in its place
-        if foreign(path) and not (same or beside.read_bytes().endswith(path.read_bytes())):
+        if foreign(path) and not (
+            (_is_marked(path) and _is_marked(beside))  # a cfg of ours changed in its place
+            or beside.read_bytes().endswith(path.read_bytes())
+        ):
             raise OSError(errno.EEXIST, FOREIGN)
         if keep and path.exists():  # a second link: at no moment is there no `path`
             Path(keep).unlink(missing_ok=True)
@@ -64,7 +67,8 @@ def replacing(path, keep=None):
             except OSError:  # a file system without links
                 shutil.copyfile(path, keep)
         os.replace(beside, path)
-        READ.get({})[os.path.realpath(path)] = False
+        if (read := READ.get()) is not None:
+            read[os.path.realpath(path)] = False
         with contextlib.suppress(OSError):  # Windows opens no folders
             folder = os.open(path.parent, os.O_RDONLY)
             os.fsync(folder)  # the rename itself
@@ -81,7 +85,8 @@ def regular(path):
     """The path.  Raises ValueError for a FIFO, a device or a folder: reading may never end."""
     if os.path.exists(path) and not os.path.isfile(path):
         raise ValueError(f"{path}: is no regular file, expected one")
-    READ.get({}).setdefault(os.path.realpath(path), True)
+    if (read := READ.get()) is not None:
+        read.setdefault(os.path.realpath(path), True)
     return Path(path)
 
 
@@ -91,7 +96,7 @@ def foreign(path):
     beside it.  Never with FORCE."""
     if FORCE.get() or not path.is_file():
         return False
-    if READ.get({}).get(os.path.realpath(path)):
+    if (read := READ.get()) and read.get(os.path.realpath(path)):
         return True
     if path.suffix.lower() not in PROTECTED:
         return False
