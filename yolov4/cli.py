@@ -145,8 +145,8 @@ LARGEST = 2**31 - 1  # of Darknet's int
 count = within(int, 1, LARGEST)
 
 
-def tiles(text):
-    return text if text == "auto" else pair(256)(text)
+def or_auto(read):
+    return lambda text: text if text == "auto" else read(text)
 
 
 def device(text):
@@ -155,14 +155,11 @@ def device(text):
     raise ValueError
 
 
-def mini_batches(text):
-    return text if text == "auto" else count(text)
-
-
 KINDS = {  # of values; others are text
     "COUNT": count, "INT": within(int, 0, LARGEST), "SEED": within(int, 0, 2**63 - 1),
     "FLOAT": within(float, 0, 1e6), "POSITIVE": within(float, 1e-9, 1e6),
-    "SHARE": within(float, 0, 1), "SIZE": pair(32768), "TILES": tiles, "NUMBER": mini_batches,
+    "SHARE": within(float, 0, 1), "SIZE": pair(32768), "TILES": or_auto(pair(256)),
+    "NUMBER": or_auto(count),
     "WORKERS": within(int, 0, 256), "ANCHORS": reader(parse_anchors, "width,height, ... above 0"),
     "DEVICE": reader(device, "cuda, cuda:1 or 1, mps, cpu"),
 }  # fmt: skip
