@@ -96,13 +96,8 @@ def test_json_and_labels(tmp_path):
     assert second == {"frame_id": 4, "filename": "ü.png", "objects": []}
     with closing(Output(tmp_path, ["cat"], [], False, tmp_path / "o.json", True)) as output:
         boxes, image = torch.tensor([[-math.inf, 0, math.inf, 9]]), np.zeros((9, 9, 3), np.uint8)
-        output.add(
-            "a",
-            "a",
-            image,
-            Detections(boxes, torch.ones(1), torch.zeros(1).long(), names=["cat"]),
-            1,
-        )
+        found = Detections(boxes, torch.ones(1), torch.zeros(1).long(), names=["cat"])
+        output.add("a", "a", image, found, 1)
     assert cv2.imread(str(tmp_path / "crops/cat/a_1.jpg")).shape == (9, 9, 3)
     text = (tmp_path / "o.json").read_text()
     (record,) = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))

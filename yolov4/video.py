@@ -77,11 +77,12 @@ class Video:
 
     def __init__(self, source, every=1, ahead=8, reconnect=60.0, say=print):
         self.source, self.every, self.reconnect, self.say = source, every, reconnect, say
-        self.place = int(source) if source.isdecimal() else source
-        if not source.isdecimal():
+        camera = source.isdecimal()
+        self.place = int(source) if camera else source
+        if not camera:
             regular(source)
         with utf8_path(source) as name:
-            self.capture = cv2.VideoCapture(self.place if source.isdecimal() else name)
+            self.capture = cv2.VideoCapture(self.place if camera else name)
         opened, image = self.capture.read()
         if not opened:
             raise ValueError(f"{source}: OpenCV finds no frame, expected a video or a camera")
@@ -189,9 +190,9 @@ class Output:
             stem, video = path.stem.lower(), suffix == ".mp4"  # some file systems ignore case
             base = stem if video else FRAME.sub("", stem)
             taken = stem in self.stems or (base, not video) in self.stems
-            label = self.labels and self.labels / f"{path.stem}{'_000001' if video else ''}.txt"
-            # a label is of an earlier call where its picture is
-            taken |= bool(label) and label.exists() and not path.exists()
+            if self.labels:  # a label is of an earlier call where its picture is
+                label = self.labels / f"{path.stem}{'_000001' if video else ''}.txt"
+                taken |= label.exists() and not path.exists()
             if not (taken or os.path.realpath(path) in self.taken or foreign(path)):
                 self.stems |= {stem, (base, video)}
                 return fresh(path, self.folder)
